@@ -1,0 +1,49 @@
+//! The command line: one binary, small verbs.
+
+use clap::{Parser, Subcommand};
+
+/// Push changes over SSE + HTTP POST or over WebSocket + STOMP? The service, and the laboratory that answers with numbers.
+#[derive(Debug, Parser)]
+#[command(name = "pushlab", version, arg_required_else_help = true, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 could not run (the last line says why and what to do), 2 bad usage, \
+    3 the ledger found a violation, 130 interrupted twice.";
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run one stateless pod of the service
+    Serve(crate::serve::Config),
+    /// Generate load open-loop, record every arrival, write one run file
+    Load(crate::load::Config),
+    /// The main job: bring a stack up, run a plan, write the report
+    Compare(crate::compare::Config),
+    /// Render or compare saved run files again, without a rerun
+    Report(crate::report::Config),
+    /// The ledger alone, on run files
+    Check(crate::report::CheckConfig),
+    /// What is installed, which stacks are possible, how to get the rest
+    Doctor(crate::doctor::Config),
+    /// One SSE and one STOMP session, one like, expected on both
+    Probe(crate::probe::Config),
+    /// The delivery path beside raw write(2): CPU per delivery, memory per viewer, POST beside fan-out
+    Bench(crate::hub::bench::Config),
+    /// Keeps the processes of a local stack and ends them when its parent goes away
+    #[command(hide = true)]
+    Guardian(crate::compare::stack::guardian::Config),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,17 @@
+//! The delivery path beside raw write(2) fan-out, in one run.
+
+/// Options.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Config {}
+
+/// Runs it until done or `shutdown`.
+///
+/// # Errors
+/// A message for the user.
+#[expect(clippy::unused_async, reason = "not built yet")]
+pub async fn run(
+    _config: Config,
+    _shutdown: tokio_util::sync::CancellationToken,
+) -> anyhow::Result<std::process::ExitCode> {
+    anyhow::bail!("not built yet")
+}

@@ -1,0 +1,4 @@
+//! hub
+
+/// The delivery path beside raw `write(2)`.
+pub mod bench;

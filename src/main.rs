@@ -1,0 +1,34 @@
+//! Parses the command line, starts the runtime, dispatches, exits.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use pushlab::cli::{Cli, Command};
+use pushlab::{compare, doctor, hub, load, probe, report, serve, shutdown};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from);
+    match done.and_then(|runtime| runtime.block_on(dispatch(cli.command))) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("pushlab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    let shutdown = shutdown::on_signals()?;
+    match command {
+        Command::Serve(config) => serve::run(config, shutdown).await,
+        Command::Load(config) => load::run(config, shutdown).await,
+        Command::Compare(config) => compare::run(config, shutdown).await,
+        Command::Report(config) => report::run(config, shutdown).await,
+        Command::Check(config) => report::check(config, shutdown).await,
+        Command::Doctor(config) => doctor::run(config, shutdown).await,
+        Command::Probe(config) => probe::run(config, shutdown).await,
+        Command::Bench(config) => hub::bench::run(config, shutdown).await,
+        Command::Guardian(config) => compare::stack::guardian::run(config, shutdown).await,
+    }
+}
