@@ -1,17 +1,19 @@
 //! One stateless pod: API, SSE and STOMP.
 
-/// Options.
-#[derive(Debug, Clone, clap::Args)]
-pub struct Config {}
+use std::process::ExitCode;
 
-/// Runs it until done or `shutdown`.
+use tokio_util::sync::CancellationToken;
+
+/// Flags and variables.
+mod config;
+
+pub use config::{AccelBuffering, Broken, BusyStream, Config, CpuList, Role, Switch};
+
+/// Runs the pods until `shutdown`, then drains them.
 ///
 /// # Errors
 /// A message for the user.
 #[expect(clippy::unused_async, reason = "not built yet")]
-pub async fn run(
-    _config: Config,
-    _shutdown: tokio_util::sync::CancellationToken,
-) -> anyhow::Result<std::process::ExitCode> {
+pub async fn run(_config: Config, _shutdown: CancellationToken) -> anyhow::Result<ExitCode> {
     anyhow::bail!("not built yet")
 }

@@ -1,0 +1,239 @@
+//! What a pod is told: flags, `PUSHLAB_*` variables, and the ecosystem's own `DATABASE_URL` and `NATS_URL`.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+/// Options of `pushlab serve`. Durations are written `20ms`, `30s`, `5m`.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "On start one JSON line per pod goes to stdout once it is ready to serve: \
+    {\"pod\":\"pod-1\",\"listen\":\"127.0.0.1:41234\",\"admin\":\"127.0.0.1:41235\"}. Logs go to stderr (RUST_LOG). \
+    SIGTERM drains; a second one ends the process at once.")]
+pub struct Config {
+    /// Public address: API, SSE and STOMP on one port (port 0: any free one, announced on stdout)
+    #[arg(long, env = "PUSHLAB_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+
+    /// Address of /livez, /readyz, /metrics and /debug/connections: keep it private
+    #[arg(long, env = "PUSHLAB_ADMIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9090")]
+    pub admin_listen: SocketAddr,
+
+    /// Where likes are kept: mysql://user:password@host/database (MySQL, MariaDB) or sqlite:PATH (embedded)
+    #[arg(
+        long,
+        env = "DATABASE_URL",
+        value_name = "URL",
+        default_value = "sqlite:pushlab.db",
+        hide_env_values = true
+    )]
+    pub database_url: String,
+
+    /// What carries events between pods: nats://host:4222, or `local` for pods of this one process
+    #[arg(long, env = "NATS_URL", value_name = "URL", default_value = "local", hide_env_values = true)]
+    pub nats_url: String,
+
+    /// What this pod serves
+    #[arg(
+        long,
+        env = "PUSHLAB_ROLES",
+        value_name = "ROLES",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "api,sse,stomp"
+    )]
+    pub roles: Vec<Role>,
+
+    /// Name in `X-Pushlab-Pod` and in logs; with --pods N it is the first pod's and the others count on
+    #[arg(long, env = "PUSHLAB_POD_NAME", value_name = "NAME", default_value = "pod-1")]
+    pub pod_name: String,
+
+    /// Embedded: this many pods in one process, with the same database and broker (other ports follow the first; 0 stays 0)
+    #[arg(long, env = "PUSHLAB_PODS", value_name = "N", default_value = "1")]
+    pub pods: NonZeroUsize,
+
+    /// Sends a heart-beat when a connection was silent this long (SSE comment, STOMP end-of-line); 0 sends none
+    #[arg(long, env = "PUSHLAB_HEARTBEAT", value_name = "DURATION", value_parser = duration, default_value = "10s")]
+    pub heartbeat: Duration,
+
+    /// After SIGTERM open streams are ended one by one over this time
+    #[arg(long, env = "PUSHLAB_DRAIN", value_name = "DURATION", value_parser = duration, default_value = "20s")]
+    pub drain: Duration,
+
+    /// After SIGTERM the pod answers on for this long, refusing new streams, so that the edge stops choosing it
+    #[arg(long, env = "PUSHLAB_DRAIN_GRACE", value_name = "DURATION", value_parser = duration, default_value = "2s")]
+    pub drain_grace: Duration,
+
+    /// Whether streams carry `X-Accel-Buffering: no` (tells nginx not to buffer this answer)
+    #[arg(long, env = "PUSHLAB_ACCEL_BUFFERING", value_enum, default_value = "no")]
+    pub accel_buffering: AccelBuffering,
+
+    /// How a stream that cannot be served now is answered: 503 (an edge sends it elsewhere), or a delayed, ended 200
+    #[arg(long, env = "PUSHLAB_BUSY_STREAM", value_enum, default_value = "refuse")]
+    pub busy_stream: BusyStream,
+
+    /// Ends a stream at this age (± 20 %), so that pods rebalance; 0 never does
+    #[arg(long, env = "PUSHLAB_MAX_AGE", value_name = "DURATION", value_parser = duration, default_value = "0")]
+    pub max_age: Duration,
+
+    /// Streams this pod holds at most; more are refused
+    #[arg(long, env = "PUSHLAB_MAX_CONNECTIONS", value_name = "N", default_value = "100000")]
+    pub max_connections: usize,
+
+    /// Threads that write to viewers
+    #[arg(long, env = "PUSHLAB_ENGINE_THREADS", value_name = "N", default_value = "1")]
+    pub engine_threads: NonZeroUsize,
+
+    /// Pins every thread of this process to these cores, e.g. `1` or `0-2,5` (default: no pinning)
+    #[arg(long, env = "PUSHLAB_CPUS", value_name = "LIST")]
+    pub cpus: Option<CpuList>,
+
+    /// Whether quiet posts are read again now and then, which heals events lost by the broker
+    #[arg(long, env = "PUSHLAB_ANTI_ENTROPY", value_enum, default_value = "on")]
+    pub anti_entropy: Switch,
+
+    /// Ends a viewer that took no byte for this long
+    #[arg(long, env = "PUSHLAB_WRITE_TIMEOUT", value_name = "DURATION", value_parser = duration, default_value = "30s")]
+    pub write_timeout: Duration,
+
+    /// Origins that may open streams and send likes from a browser, besides the pod's own (may be repeated, or one list with commas)
+    #[arg(long = "origin", env = "PUSHLAB_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    pub origins: Vec<String>,
+
+    /// Laboratory only: believe this header to name the user (for PUT and DELETE /posts/{id}/likes/me)
+    #[arg(long, env = "PUSHLAB_TRUST_USER_HEADER", value_name = "HEADER")]
+    pub trust_user_header: Option<http::HeaderName>,
+
+    /// After the database was restored from a backup: start a new epoch, so that viewers forget the versions they know
+    #[arg(long, env = "PUSHLAB_NEW_EPOCH")]
+    pub new_epoch: bool,
+
+    /// Logs as JSON lines
+    #[arg(long, env = "PUSHLAB_LOG_JSON")]
+    pub log_json: bool,
+
+    /// Laboratory only: a broken pod. It answers every stream at once, with 503 or with a 200 that ends
+    #[arg(long = "break", env = "PUSHLAB_BREAK", value_enum, value_name = "HOW")]
+    pub broken: Option<Broken>,
+}
+
+impl Config {
+    /// Whether the pod has this role.
+    #[must_use]
+    pub fn serves(&self, role: Role) -> bool {
+        self.roles.contains(&role)
+    }
+}
+
+/// What a pod can serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Posts and likes over HTTP
+    Api,
+    /// Streams over Server-Sent Events
+    Sse,
+    /// STOMP over WebSocket
+    Stomp,
+}
+
+/// The header that tells nginx not to buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AccelBuffering {
+    /// `X-Accel-Buffering: no`
+    No,
+    /// No such header
+    Unset,
+}
+
+/// The answer to a stream that cannot be served now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BusyStream {
+    /// 503 + Retry-After
+    Refuse,
+    /// 200 with `retry:` that ends, given only after the retry time: for use without an edge
+    End,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// On
+    On,
+    /// Off
+    Off,
+}
+
+/// How a pod is broken for the laboratory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Broken {
+    /// Every stream gets 503 at once
+    RefuseFast,
+    /// Every stream gets a 200 that ends at once, which makes this the pod with the fewest connections
+    #[value(name = "polite-200")]
+    Polite200,
+}
+
+/// Core numbers, as in `0-2,5`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CpuList(pub Vec<usize>);
+
+impl std::str::FromStr for CpuList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("{text:?} is no list of cores: write for example 1 or 0-2,5");
+        let mut cores = Vec::new();
+        for part in text.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (first, last): (usize, usize) =
+                (first.parse().map_err(|_| bad())?, last.parse().map_err(|_| bad())?);
+            if first > last || last >= 1024 {
+                return Err(bad());
+            }
+            cores.extend(first..=last);
+        }
+        Ok(Self(cores))
+    }
+}
+
+/// A duration as people write it; a bare `0` is zero.
+fn duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    humantime::parse_duration(text).map_err(|e| format!("{e}: write for example 20ms, 30s or 5m"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    #[test]
+    fn the_flags_of_the_laboratory_are_understood() {
+        let line = "serve --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 --database-url sqlite:x.db --nats-url local \
+            --roles api,sse --pod-name pod-2 --pods 3 --heartbeat 10s --drain 20s --accel-buffering unset \
+            --busy-stream end --max-age 0 --max-connections 10 --engine-threads 2 --cpus 0-1,3 --anti-entropy off \
+            --break polite-200 --origin http://a.test --trust-user-header X-User";
+        let config = Cli::try_parse_from(line.split_whitespace()).unwrap().config;
+        assert_eq!(config.roles, [Role::Api, Role::Sse]);
+        assert_eq!(config.cpus, Some(CpuList(vec![0, 1, 3])));
+        assert_eq!((config.max_age, config.heartbeat), (Duration::ZERO, Duration::from_secs(10)));
+        assert_eq!(config.broken, Some(Broken::Polite200));
+    }
+
+    #[test]
+    fn a_bad_value_is_answered_with_an_example() {
+        for bad in [["serve", "--heartbeat", "ten"], ["serve", "--cpus", "3-1"]] {
+            let message = Cli::try_parse_from(bad).unwrap_err().to_string();
+            assert!(message.contains("for example"), "{message}");
+        }
+    }
+}
