@@ -21,13 +21,7 @@ pub struct Config {
     pub admin_listen: SocketAddr,
 
     /// Where likes are kept: mysql://user:password@host/database (MySQL, MariaDB) or sqlite:PATH (embedded)
-    #[arg(
-        long,
-        env = "DATABASE_URL",
-        value_name = "URL",
-        default_value = "sqlite:pushlab.db",
-        hide_env_values = true
-    )]
+    #[arg(long, env = "DATABASE_URL", value_name = "URL", default_value = "sqlite:pushlab.db", hide_env_values = true)]
     pub database_url: String,
 
     /// What carries events between pods: nats://host:4222, or `local` for pods of this one process
@@ -186,8 +180,7 @@ impl std::str::FromStr for CpuList {
         let mut cores = Vec::new();
         for part in text.split(',') {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let (first, last): (usize, usize) =
-                (first.parse().map_err(|_| bad())?, last.parse().map_err(|_| bad())?);
+            let (first, last): (usize, usize) = (first.parse().map_err(|_| bad())?, last.parse().map_err(|_| bad())?);
             if first > last || last >= 1024 {
                 return Err(bad());
             }
