@@ -15,6 +15,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 could not run (the last line say
     3 the ledger found a violation, 130 interrupted twice.";
 
 /// The verbs.
+#[allow(clippy::large_enum_variant, reason = "made once per process")]
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run one stateless pod of the service
