@@ -1,0 +1,3 @@
+//! The integration suite, one binary: real servers, real clients, real time-outs, port 0.
+
+mod architecture;
