@@ -8,7 +8,6 @@ pub struct CheckConfig {}
 ///
 /// # Errors
 /// A message for the user.
-#[expect(clippy::unused_async, reason = "not built yet")]
 pub async fn check(
     _config: CheckConfig,
     _shutdown: tokio_util::sync::CancellationToken,

@@ -61,7 +61,6 @@ pub fn write(dir: &Path) -> anyhow::Result<Written> {
 ///
 /// # Errors
 /// A message for the user.
-#[expect(clippy::unused_async, reason = "every verb has this shape")]
 pub async fn run(config: Config, _shutdown: tokio_util::sync::CancellationToken) -> anyhow::Result<ExitCode> {
     let written = write(&config.dir)?;
     println!("{}", written.index.display());
