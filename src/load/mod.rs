@@ -1,8 +1,9 @@
 //! The open-loop generator and recorder: writes one run file.
 
-/// Options.
-#[derive(Debug, Clone, clap::Args)]
-pub struct Config {}
+/// Its options.
+mod config;
+
+pub use config::{Config, Progress, Schedule};
 
 /// Runs it until done or `shutdown`.
 ///

@@ -8,6 +8,9 @@ pub mod file;
 pub mod ledger;
 /// The figures of one run that reports compare.
 pub mod summary;
+/// A good history for tests to break.
+#[cfg(test)]
+pub(crate) mod synthetic;
 
 use std::collections::BTreeMap;
 
@@ -130,6 +133,10 @@ pub struct RunConfig {
     pub population: Option<Population>,
     /// Keys and repetition of unknown outcomes until known (runs with faults).
     pub idempotent: bool,
+    /// Viewers beside the others that read nothing until the cool-down ends: [`Session::slow`].
+    pub slow_readers: u32,
+    /// The heartbeat period the viewers expect, in seconds.
+    pub heartbeat_s: f64,
 }
 
 impl Default for RunConfig {
@@ -149,6 +156,8 @@ impl Default for RunConfig {
             cpus: Vec::new(),
             population: None,
             idempotent: false,
+            slow_readers: 0,
+            heartbeat_s: 10.0,
         }
     }
 }
@@ -183,6 +192,9 @@ pub struct Session {
     pub reason: Option<String>,
     /// The pod that served it (response header `X-Pushlab-Pod`), if told.
     pub pod: Option<String>,
+    /// A stalled viewer (`--slow-readers`): in the ledger like any other, but no part of latencies.
+    #[serde(default)]
+    pub slow: bool,
 }
 
 /// Likes, one entry each.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cell, RunConfig};
+use super::{Cell, RunConfig, RunResult};
 
 /// One run in figures. Latencies in µs. Quantiles are absent where the window holds fewer than 10/(1−q) likes.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -65,6 +65,20 @@ pub struct RunSummary {
     pub curve: Vec<(f64, f64)>,
     /// commit → arrival p50/p99 per second of the run: (s after origin, p50 µs, p99 µs).
     pub timeline: Vec<(f64, f64, f64)>,
+}
+
+/// The figures of `run`, which was read from `file` (its name within the result folder).
+#[must_use]
+pub fn summarize(file: &str, run: &RunResult) -> RunSummary {
+    RunSummary {
+        file: file.into(),
+        cell: run.header.cell.clone(),
+        config: run.header.config.clone(),
+        validity: Validity::Invalid,
+        reasons: vec!["the summary is not built yet".into()],
+        account: super::ledger::account(run),
+        ..RunSummary::default()
+    }
 }
 
 /// May a run's latency be compared?
