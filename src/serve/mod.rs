@@ -6,6 +6,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Flags and variables.
 mod config;
+/// One TCP connection: hyper, then take-over by the engine.
+pub mod connection;
 
 pub use config::{AccelBuffering, Broken, BusyStream, Config, CpuList, Role, Switch};
 

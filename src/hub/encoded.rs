@@ -1,0 +1,1 @@
+//! One encoding per update and format, shared by every viewer that wants it.
