@@ -77,7 +77,6 @@ impl<P: Protocol> TakeOver<P> {
     }
 
     /// The lazy body for a 200: does nothing until polled, which happens only when no take-over took place.
-    #[must_use]
     pub fn body(&self) -> Body {
         Body::from_stream(futures_util::stream::once(async { Err::<Bytes, _>(std::io::Error::other("not built yet")) }))
     }
