@@ -8,6 +8,10 @@ use tokio_util::sync::CancellationToken;
 mod config;
 /// One TCP connection: hyper, then take-over by the engine.
 pub mod connection;
+/// The use-case that publishes.
+pub mod likes;
+/// Join and repair.
+pub mod watch;
 
 pub use config::{AccelBuffering, Broken, BusyStream, Config, CpuList, Role, Switch};
 

@@ -1,1 +1,321 @@
-//! store
+//! Likes in MySQL/MariaDB or SQLite: lock the post's row, change, COMMIT. Knows no broker.
+//!
+//! Invariants: version = effective likes + effective unlikes and count = their difference, both raised under one lock;
+//! locks are taken in one order everywhere: the post's row first, then like and key rows; every operation ends within
+//! [`StoreOptions::operation_timeout`], also when the database hangs.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::domain::{Epoch, LikesState, MAX_SAFE_INTEGER, PostId, Version};
+
+/// Requests with a key that are under way in this process.
+mod flights;
+/// What is asked for and what comes of it.
+#[allow(dead_code, reason = "not built yet")]
+mod like;
+/// MySQL and MariaDB.
+mod mysql;
+/// SQLite, for the embedded stack.
+mod sqlite;
+
+pub use like::{IdempotencyKey, KeyError, LikeOp, LikeOutcome, LikeRequest, MAX_USER_BYTES, Stages, StoreError, Who};
+pub use mysql::MySql;
+pub use sqlite::Sqlite;
+
+/// Longest title, in characters.
+pub const MAX_TITLE_CHARS: usize = 200;
+
+/// How long keys are kept.
+pub const KEY_RETENTION: Duration = Duration::from_secs(24 * 3600);
+
+/// Bounds of the store. Every field is a promise to the caller, not a hint.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// Connections of the pool for requests; repairs have one more of their own. PERFORMANCE: 2–4 × cores.
+    pub max_connections: u32,
+    /// Longest wait for a connection of the pool, connecting included.
+    pub acquire_timeout: Duration,
+    /// Longest wait for the post's row. Databases count whole seconds: rounded up.
+    pub lock_timeout: Duration,
+    /// Longest life of one operation, waits and retries included. When it has passed, the connection is closed and
+    /// the database rolls back.
+    pub operation_timeout: Duration,
+    /// Longest wait of [`LikeStore::connect`] for a database that is just starting.
+    pub startup_timeout: Duration,
+    /// How often a transaction is repeated after a deadlock or a lock time-out of its own short kind.
+    pub lock_retries: u32,
+    /// How the like is written.
+    pub write: WriteStrategy,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            max_connections: 16,
+            acquire_timeout: Duration::from_secs(2),
+            lock_timeout: Duration::from_secs(2),
+            operation_timeout: Duration::from_secs(5),
+            startup_timeout: Duration::from_secs(5),
+            lock_retries: 3,
+            write: WriteStrategy::Pessimistic,
+        }
+    }
+}
+
+/// How a like is written (DESIGN §3).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WriteStrategy {
+    /// SELECT … FOR UPDATE, UPDATE, COMMIT.
+    #[default]
+    Pessimistic,
+}
+
+/// A post without its count (which changes far more often).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Post {
+    /// Its id.
+    pub id: PostId,
+    /// Its title, at most [`MAX_TITLE_CHARS`].
+    pub title: String,
+    /// Unix time in µs.
+    pub created_at: u64,
+}
+
+/// A post's likes as the database has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredState {
+    /// Count and version.
+    pub state: LikesState,
+    /// Unix time in µs of the newest effective change; of the post's creation when there was none.
+    pub changed_at: u64,
+}
+
+/// What has happened in a store since it was made. All only grow.
+#[derive(Debug, Default)]
+pub struct StoreCounters {
+    /// Transactions repeated after a lock error.
+    pub retries: AtomicU64,
+    /// Transactions repeated because the connection was found dead.
+    pub reconnects: AtomicU64,
+    /// Operations given up because their time had passed.
+    pub timeouts: AtomicU64,
+}
+
+#[allow(dead_code, reason = "not built yet")]
+impl StoreCounters {
+    fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Which connections an operation uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// The pool that serves requests.
+    Requests,
+    /// The one connection for re-reads, so that repairs never take a connection from a like.
+    Repair,
+}
+
+/// The truth about likes. Cheap to clone; the pods of one process share one.
+#[derive(Debug, Clone)]
+pub enum LikeStore {
+    /// MySQL or MariaDB.
+    MySql(MySql),
+    /// One file, `BEGIN IMMEDIATE`, WAL.
+    Sqlite(Sqlite),
+}
+
+impl LikeStore {
+    /// Connects to `mysql://…`, `mariadb://…` or `sqlite:PATH` and brings its tables up to date; several pods may do so at once.
+    ///
+    /// # Errors
+    /// [`StoreError::BadUrl`], or [`StoreError::Unavailable`] after [`StoreOptions::startup_timeout`].
+    pub async fn connect(url: &str, options: StoreOptions) -> Result<Self, StoreError> {
+        if url.starts_with("mysql:") || url.starts_with("mariadb:") {
+            Ok(Self::MySql(MySql::connect(url, options).await?))
+        } else if url.starts_with("sqlite:") {
+            Ok(Self::Sqlite(Sqlite::connect(url, options).await?))
+        } else {
+            Err(StoreError::BadUrl("it begins with mysql://, mariadb:// or sqlite:".into()))
+        }
+    }
+
+    /// The epoch: versions compare only within one.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] or [`StoreError::Timeout`].
+    pub async fn epoch(&self) -> Result<Epoch, StoreError> {
+        match self {
+            Self::MySql(store) => store.epoch().await,
+            Self::Sqlite(store) => store.epoch().await,
+        }
+    }
+
+    /// Draws another epoch: after a restore, when versions may have gone backwards.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] or [`StoreError::Timeout`].
+    pub async fn new_epoch(&self) -> Result<Epoch, StoreError> {
+        match self {
+            Self::MySql(store) => store.new_epoch().await,
+            Self::Sqlite(store) => store.new_epoch().await,
+        }
+    }
+
+    /// A new post with 0 likes at version 0. The caller has checked the title's length ([`MAX_TITLE_CHARS`]).
+    ///
+    /// # Errors
+    /// [`StoreError::Limit`], [`StoreError::Unavailable`] or [`StoreError::Timeout`].
+    pub async fn create_post(&self, title: &str) -> Result<Post, StoreError> {
+        if title.chars().count() > MAX_TITLE_CHARS {
+            return Err(StoreError::Limit("a title has at most 200 characters"));
+        }
+        match self {
+            Self::MySql(store) => store.create_post(title).await,
+            Self::Sqlite(store) => store.create_post(title).await,
+        }
+    }
+
+    /// The post.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownPost`], [`StoreError::Unavailable`] or [`StoreError::Timeout`].
+    pub async fn post(&self, post: PostId) -> Result<Post, StoreError> {
+        match self {
+            Self::MySql(store) => store.post(post).await,
+            Self::Sqlite(store) => store.post(post).await,
+        }
+    }
+
+    /// The newest committed states by primary key, in no order; posts that do not exist are left out.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] or [`StoreError::Timeout`].
+    pub async fn read(&self, posts: &[PostId]) -> Result<Vec<StoredState>, StoreError> {
+        self.read_on(Lane::Requests, posts).await
+    }
+
+    /// [`LikeStore::read`] over the connections of `lane`.
+    ///
+    /// # Errors
+    /// As [`LikeStore::read`].
+    pub async fn read_on(&self, lane: Lane, posts: &[PostId]) -> Result<Vec<StoredState>, StoreError> {
+        match self {
+            Self::MySql(store) => store.read(lane, posts).await,
+            Self::Sqlite(store) => store.read(lane, posts).await,
+        }
+    }
+
+    /// One like or unlike: counted once, or not at all.
+    ///
+    /// To be called from a task of its own (`serve::likes`): dropping the future rolls back what was not committed, but
+    /// forgets to publish what was.
+    ///
+    /// # Errors
+    /// Each variant of [`StoreError`] says what it means for the like.
+    pub async fn apply(&self, request: &LikeRequest) -> Result<LikeOutcome, StoreError> {
+        request.check()?;
+        let (flights, wait) = match self {
+            Self::MySql(store) => (store.flights(), store.options().lock_timeout),
+            Self::Sqlite(store) => (store.flights(), store.options().lock_timeout),
+        };
+        // Within this process a duplicate waits here, without a connection; between processes it waits for the post's row.
+        let _flight = match &request.key {
+            Some(key) => match flights.board(&request.who, key, wait).await? {
+                flights::Seat::First(flight) => Some(flight),
+                flights::Seat::After(payload_hash, outcome) => {
+                    return if payload_hash == key.payload_hash { Ok(outcome) } else { Err(StoreError::KeyMismatch) };
+                }
+            },
+            None => None,
+        };
+        let outcome = match self {
+            Self::MySql(store) => store.apply(request).await,
+            Self::Sqlite(store) => store.apply(request).await,
+        };
+        if let (Some(flight), Ok(outcome)) = (_flight, &outcome) {
+            flight.land(outcome);
+        }
+        outcome
+    }
+
+    /// Whether the database answers, for readiness.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] or [`StoreError::Timeout`].
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        match self {
+            Self::MySql(store) => store.ping().await,
+            Self::Sqlite(store) => store.ping().await,
+        }
+    }
+
+    /// Removes keys older than [`KEY_RETENTION`], in small transactions; returns how many.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] or [`StoreError::Timeout`].
+    pub async fn sweep_keys(&self) -> Result<u64, StoreError> {
+        self.sweep_keys_older_than(KEY_RETENTION).await
+    }
+
+    /// [`LikeStore::sweep_keys`] with another age.
+    ///
+    /// # Errors
+    /// As [`LikeStore::sweep_keys`].
+    pub async fn sweep_keys_older_than(&self, age: Duration) -> Result<u64, StoreError> {
+        match self {
+            Self::MySql(store) => store.sweep_keys(age).await,
+            Self::Sqlite(store) => store.sweep_keys(age).await,
+        }
+    }
+
+    /// What has happened so far.
+    #[must_use]
+    pub fn counters(&self) -> &StoreCounters {
+        match self {
+            Self::MySql(store) => store.counters(),
+            Self::Sqlite(store) => store.counters(),
+        }
+    }
+
+    /// Closes the connections; waits for those in use, at most `patience`.
+    pub async fn close(&self, patience: Duration) {
+        let closing = async {
+            match self {
+                Self::MySql(store) => store.close().await,
+                Self::Sqlite(store) => store.close().await,
+            }
+        };
+        let _ = tokio::time::timeout(patience, closing).await;
+    }
+}
+
+/// The post's row under its lock, and what a request makes of it. Pure: both databases share it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "not built yet")]
+struct Row {
+    likes: u64,
+    version: u64,
+}
+
+#[allow(dead_code, reason = "not built yet")]
+impl Row {
+    /// The row after `op`, or `None` when nothing changes: a count never falls below 0.
+    fn after(self, op: LikeOp) -> Result<Option<Self>, StoreError> {
+        let likes = match op {
+            LikeOp::Like => Some(self.likes + 1),
+            LikeOp::Unlike => self.likes.checked_sub(1),
+        };
+        let version = self.version + 1;
+        if version > MAX_SAFE_INTEGER {
+            return Err(StoreError::Limit("the post's version has reached 2^53 − 1"));
+        }
+        Ok(likes.map(|likes| Self { likes, version }))
+    }
+
+    fn state(self, post_id: PostId) -> LikesState {
+        LikesState { post_id, likes: self.likes, version: Version(self.version) }
+    }
+}
