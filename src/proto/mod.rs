@@ -9,3 +9,12 @@ pub mod sse;
 pub mod stomp;
 /// RFC 6455 frames, both roles.
 pub mod ws;
+
+/// Makes room for `more` bytes: twice the capacity for amortised growth, but never beyond `limit` while that suffices.
+pub(crate) fn reserve(buffer: &mut Vec<u8>, more: usize, limit: usize) {
+    let need = buffer.len() + more;
+    if need > buffer.capacity() {
+        let target = (buffer.capacity() * 2).min(limit).max(need);
+        buffer.reserve_exact(target - buffer.len());
+    }
+}

@@ -39,6 +39,8 @@ pub struct Decoder {
     line: Vec<u8>,
     data: String,
     event: String,
+    /// The id buffer: takes effect when its event is complete.
+    pending_id: String,
     id: String,
     started: bool,
     after_cr: bool,
@@ -103,7 +105,7 @@ impl Decoder {
     }
 
     fn check(&self, more: usize) -> Result<(), Error> {
-        let size = self.line.len() + self.data.len() + self.event.len() + more;
+        let size = self.line.len() + self.data.len() + self.event.len() + self.pending_id.len() + more;
         if size > self.max_event { Err(Error::TooLarge(self.max_event)) } else { Ok(()) }
     }
 
@@ -125,7 +127,7 @@ impl Decoder {
                 self.data.push('\n');
             }
             "event" => value.clone_into(&mut self.event),
-            "id" if !value.contains('\0') => value.clone_into(&mut self.id),
+            "id" if !value.contains('\0') => value.clone_into(&mut self.pending_id),
             "retry" if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) => {
                 self.retry = value.parse().ok().or(self.retry);
             }
@@ -134,6 +136,9 @@ impl Decoder {
     }
 
     fn dispatch(&mut self, on_event: &mut impl FnMut(EventRef<'_>)) {
+        if self.id != self.pending_id {
+            self.id.clone_from(&self.pending_id);
+        }
         if !self.data.is_empty() {
             self.data.pop();
             let event = if self.event.is_empty() { "message" } else { &self.event };
@@ -143,3 +148,6 @@ impl Decoder {
         self.event.clear();
     }
 }
+
+#[cfg(test)]
+mod tests;
