@@ -2,8 +2,12 @@
 //!
 //! Leaf: imports nothing of ours but [`crate::domain`]. Strangers recompute every verdict from these files alone.
 
+/// Computes the figures from the columns.
+mod figures;
 /// Reading and writing run files.
 pub mod file;
+/// Finds the event and the like of a version.
+mod index;
 /// Joins likes, events and arrivals into classes and proves that nothing was lost or counted twice.
 pub mod ledger;
 /// The figures of one run that reports compare.

@@ -47,8 +47,11 @@ pub struct RunSummary {
     pub staleness_us: Option<[f64; 2]>,
     /// Share of expected versions in the window that were delivered, conflated, superseded.
     pub delivered_share: f64,
-    /// See `delivered_share`.
+    /// See `delivered_share`; with those dropped by a bounded queue.
     pub conflated_share: f64,
+    /// See `delivered_share`.
+    #[serde(default)]
+    pub superseded_share: f64,
     /// The whole system's CPU µs per delivery, and per process.
     pub cpu_us_per_delivery: Option<f64>,
     /// Process → CPU µs per delivery.
@@ -70,15 +73,7 @@ pub struct RunSummary {
 /// The figures of `run`, which was read from `file` (its name within the result folder).
 #[must_use]
 pub fn summarize(file: &str, run: &RunResult) -> RunSummary {
-    RunSummary {
-        file: file.into(),
-        cell: run.header.cell.clone(),
-        config: run.header.config.clone(),
-        validity: Validity::Invalid,
-        reasons: vec!["the summary is not built yet".into()],
-        account: super::ledger::account(run),
-        ..RunSummary::default()
-    }
+    super::figures::summarize(file, run)
 }
 
 /// May a run's latency be compared?
