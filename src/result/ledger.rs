@@ -389,7 +389,8 @@ mod tests {
             l.sent_us.remove(9);
             l.answered_us.remove(9);
             l.post.remove(9);
-            (l.version.remove(9), l.outcome.remove(9));
+            l.version.remove(9);
+            l.outcome.remove(9);
         });
         breaks("did not rise by its likes", |run| run.likes.outcome[9] = Outcome::Failed as u8);
     }
