@@ -28,6 +28,7 @@ pub(super) enum Command<P: Protocol> {
 pub(super) enum Socket {
     Tcp(TcpStream),
     /// One end of a pair; the other end feeds a body of hyper's.
+    #[allow(dead_code, reason = "the connection driver lands next")]
     Pair(UnixStream),
 }
 
@@ -93,6 +94,9 @@ impl<P: Protocol> Clone for EngineHandle<P> {
 
 impl<P: Protocol> EngineHandle<P> {
     fn send(&self, command: Command<P>) {
+        if !self.is_alive() {
+            return;
+        }
         self.inbox.commands.lock().unwrap_or_else(PoisonError::into_inner).push(command);
         if !self.inbox.armed.swap(true, Ordering::SeqCst) {
             let _ = self.inbox.waker.wake();
@@ -100,7 +104,9 @@ impl<P: Protocol> EngineHandle<P> {
     }
 
     fn adopt(&self, adopted: Adopted<P>) {
-        self.inbox.handed[adopted.protocol.transport() as usize].fetch_add(1, Ordering::Relaxed);
+        if self.is_alive() {
+            self.inbox.handed[adopted.protocol.transport() as usize].fetch_add(1, Ordering::Relaxed);
+        }
         self.send(Command::Add(Box::new(adopted)));
     }
 
@@ -118,6 +124,7 @@ impl<P: Protocol> EngineHandle<P> {
     }
 
     /// The same over one end of a socket pair, whose other end the caller reads: for bodies that hyper must write.
+    #[allow(dead_code, reason = "the connection driver lands next")]
     pub(crate) fn take_over_pair(
         &self,
         socket: UnixStream,

@@ -2,8 +2,6 @@
 //!
 //! Invariant: an engine knows bytes, cursors and sockets, and no protocol; a protocol knows bytes and no socket.
 
-#![allow(dead_code, reason = "the engine lands next")]
-
 /// The delivery path beside raw `write(2)`.
 pub mod bench;
 /// What the engines count.
