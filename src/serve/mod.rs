@@ -4,6 +4,10 @@ use std::process::ExitCode;
 
 use tokio_util::sync::CancellationToken;
 
+/// Refusals, and their status codes.
+pub mod error;
+/// Bounds on what one caller may ask for.
+pub mod limits;
 /// Flags and variables.
 mod config;
 /// One TCP connection: hyper, then take-over by the engine.
