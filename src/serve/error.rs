@@ -6,6 +6,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 use crate::domain::ParseError;
+use crate::store::StoreError;
 
 /// Why a request, a stream or a SEND is refused. Each variant's first words say which status it becomes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,7 +70,10 @@ pub enum ApiError {
     /// 500: a defect of ours; the log has the cause.
     #[error("an error of ours; it is logged")]
     Internal,
-    /// 503: the database or broker cannot be reached, or did not answer in time. Nothing was counted, or nobody can know.
+    /// 504: the database fell silent after COMMIT was sent: counted or not, a repetition with the same key finds out.
+    #[error("it is not known whether this was counted; a repetition with the same Idempotency-Key is safe")]
+    OutcomeUnknown,
+    /// 503: the database or broker cannot be reached, or did not answer in time. Nothing was counted.
     #[error("{0}")]
     Unavailable(&'static str),
     /// 503: the pod holds as many streams as it may.
@@ -120,6 +124,7 @@ impl ApiError {
             }
             Self::TooMany => (StatusCode::TOO_MANY_REQUESTS, "too-many", "Too many requests"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error"),
+            Self::OutcomeUnknown => (StatusCode::GATEWAY_TIMEOUT, "outcome-unknown", "Outcome unknown"),
             Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Temporarily unavailable"),
             Self::Full => (StatusCode::SERVICE_UNAVAILABLE, "full", "Pod full"),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining", "Pod draining"),
@@ -187,7 +192,27 @@ impl From<ParseError> for ApiError {
     }
 }
 
+impl From<&StoreError> for ApiError {
+    fn from(error: &StoreError) -> Self {
+        match error {
+            StoreError::UnknownPost => Self::UnknownPost,
+            StoreError::KeyInFlight => Self::KeyInFlight,
+            StoreError::KeyMismatch => Self::KeyMismatch,
+            StoreError::KeyRequired => Self::KeyRequired,
+            StoreError::UserRequired => Self::UserRequired(String::new()),
+            StoreError::Limit(what) => Self::BadRequest((*what).into()),
+            StoreError::Overloaded => Self::Unavailable("too many likes are under way; nothing was counted"),
+            StoreError::Contended => Self::Unavailable("this post is in heavy use; nothing was counted"),
+            StoreError::Unavailable { .. } => Self::Unavailable("the database cannot be reached; nothing was counted"),
+            StoreError::Timeout(_) => Self::Unavailable("the database did not answer in time; nothing was counted"),
+            StoreError::OutcomeUnknown { .. } => Self::OutcomeUnknown,
+            StoreError::BadUrl(_) => Self::Internal,
+        }
+    }
+}
+
 /// What a panic becomes: 500 without the panic's words, which go to the log.
+#[expect(clippy::needless_pass_by_value, reason = "the layer's signature")]
 pub(super) fn panicked(cause: Box<dyn std::any::Any + Send + 'static>) -> Response {
     let words = cause.downcast_ref::<&str>().map(ToString::to_string);
     let words = words.or_else(|| cause.downcast_ref::<String>().cloned()).unwrap_or_default();

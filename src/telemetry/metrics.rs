@@ -192,7 +192,7 @@ metrics! {
     publish_seconds: Histogram;
     /// Events handed to the broker.
     broker_published_total: IntCounter;
-    /// Events not handed to the broker because the bounded queue was full; anti-entropy heals them.
+    /// Events not handed to the broker because the bounded queue was full or a newer one replaced them; anti-entropy heals them.
     broker_dropped_total: IntCounter;
     /// Times the broker's connection came back.
     broker_reconnects_total: IntCounter;
@@ -200,6 +200,24 @@ metrics! {
     broker_connected: IntGauge;
     /// Posts that have a viewer on this pod.
     watched_posts: IntGauge;
+    /// Events received from the broker.
+    broker_received_total: IntCounter;
+    /// Events that arrived twice.
+    duplicate_events_total: IntCounter;
+    /// Events that did not follow the one before.
+    gaps_total: IntCounter;
+    /// Posts on which a re-read (newly watched, gap, reconnect) found a newer state.
+    rereads_healed_total: IntCounter;
+    /// Transactions repeated after a lock error.
+    transaction_retries_total: IntCounter;
+    /// Database operations given up because their time had passed.
+    database_timeouts_total: IntCounter;
+    /// Streams by what their client had: fresh, current, behind (another epoch included), malformed.
+    resumes_total: IntCounterVec ["transport", "result"];
+    /// TCP connections accepted on the public port.
+    http_connections_total: IntCounter;
+    /// TCP connections closed at once because too many were open.
+    http_connections_refused_total: IntCounter;
     /// Rows read again by anti-entropy.
     anti_entropy_rows_total: IntCounter;
     /// Rows read again by anti-entropy that were newer than what the pod knew.

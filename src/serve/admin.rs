@@ -1,0 +1,162 @@
+//! The admin port: liveness (slow to fail), readiness (fast), metrics, and what is connected.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use http::{StatusCode, header};
+use serde_json::json;
+
+use super::app::App;
+use super::error::ApiError;
+use crate::domain::Transport;
+use crate::hub::{CloseReason, LATENCY_BUCKETS_US};
+use crate::telemetry::metrics::{CopiedBuckets, raise};
+
+/// One scrape copies at a time, so that a total is never copied twice.
+type Copying = Arc<Mutex<()>>;
+
+/// The admin port's routes.
+pub(super) fn router(app: &Arc<App>) -> Router {
+    Router::new()
+        .route("/livez", get(live))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/debug/connections", get(connections))
+        .fallback(async || ApiError::NoRoute)
+        .with_state((Arc::clone(app), Copying::default()))
+}
+
+/// Fails only when the pod can do nothing but be restarted.
+async fn live(State((app, _)): State<(Arc<App>, Copying)>) -> Response {
+    let alive = app.hub.is_alive();
+    let status = if alive { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({ "engines": alive }))).into_response()
+}
+
+/// Whether the edge should choose this pod.
+async fn ready(State((app, _)): State<(Arc<App>, Copying)>) -> Response {
+    let draining = app.draining.load(Ordering::Acquire);
+    let database = app.database_up.load(Ordering::Acquire);
+    let broker = app.broker.state().borrow().connected;
+    let ready = !draining && database && broker && app.hub.is_alive();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({ "draining": draining, "database": database, "broker": broker }))).into_response()
+}
+
+async fn metrics(State((app, copying)): State<(Arc<App>, Copying)>) -> Response {
+    {
+        let _alone = copying.lock().unwrap_or_else(PoisonError::into_inner);
+        copy(&app);
+    }
+    match app.metrics.text() {
+        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "metrics");
+            ApiError::Internal.into_response()
+        }
+    }
+}
+
+/// Copies what engines, broker and watch count for themselves.
+fn copy(app: &App) {
+    let metrics = &app.metrics;
+    let counters = app.hub.counters();
+    let mut fallbacks = 0;
+    for transport in Transport::ALL {
+        let label = transport.label();
+        let counts = counters.of(transport);
+        metrics.connections.with_label_values(&[label]).set(count(app.hub.connections(transport)));
+        raise(&metrics.accepted_total.with_label_values(&[label]), counts.accepted);
+        for (reason, closed) in CloseReason::ALL.into_iter().zip(counts.closed) {
+            raise(&metrics.closed_total.with_label_values(&[label, reason.label()]), closed);
+        }
+        raise(&metrics.deliveries_total.with_label_values(&[label]), counts.deliveries);
+        let skipped = [
+            ("conflated", counts.conflated),
+            ("superseded", counts.superseded),
+            ("dropped", counts.dropped),
+        ];
+        for (reason, versions) in skipped {
+            raise(&metrics.skipped_versions_total.with_label_values(&[label, reason]), versions);
+        }
+        raise(&metrics.socket_writes_total.with_label_values(&[label]), counts.socket_writes);
+        raise(&metrics.written_bytes_total.with_label_values(&[label]), counts.written_bytes);
+        fallbacks += counts.fallback;
+        let bounds = LATENCY_BUCKETS_US.into_iter().map(seconds);
+        let latency = CopiedBuckets {
+            buckets: bounds.zip(counts.latency_counts).collect(),
+            above: counts.latency_counts[LATENCY_BUCKETS_US.len()],
+            sum: seconds(counts.latency_sum_us),
+        };
+        metrics.delivery_latency_seconds.set(label, latency);
+    }
+    raise(&metrics.fallback_streams_total, fallbacks);
+
+    let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let broker = app.broker.counters();
+    raise(&metrics.broker_published_total, of(&broker.published));
+    raise(&metrics.broker_received_total, of(&broker.received));
+    raise(&metrics.broker_dropped_total, of(&broker.dropped) + of(&broker.merged));
+    raise(&metrics.broker_reconnects_total, of(&broker.reconnects));
+    metrics.broker_connected.set(i64::from(app.broker.state().borrow().connected));
+
+    let watch = app.watch.counters();
+    raise(&metrics.superseded_events_total, of(&watch.superseded_events));
+    raise(&metrics.duplicate_events_total, of(&watch.duplicate_events));
+    raise(&metrics.gaps_total, of(&watch.gaps));
+    raise(&metrics.rereads_healed_total, of(&watch.reread_healed));
+    raise(&metrics.anti_entropy_rows_total, of(&watch.anti_entropy_rows));
+    raise(&metrics.anti_entropy_healed_total, of(&watch.anti_entropy_healed));
+    metrics.watched_posts.set(count(app.watch.watched()));
+
+    let store = app.store.counters();
+    raise(&metrics.transaction_retries_total, of(&store.retries));
+    raise(&metrics.database_timeouts_total, of(&store.timeouts));
+    raise(&metrics.http_connections_total, of(&app.stats.accepted));
+    raise(&metrics.http_connections_refused_total, of(&app.stats.refused));
+    metrics.draining.set(i64::from(app.draining.load(Ordering::Acquire)));
+}
+
+/// For people: what is connected, and why what was has ended.
+async fn connections(State((app, _)): State<(Arc<App>, Copying)>) -> Response {
+    let counters = app.hub.counters();
+    let of = |transport: Transport| {
+        let counts = counters.of(transport);
+        let ended = CloseReason::ALL.into_iter().zip(counts.closed).filter(|(_, n)| *n > 0);
+        json!({
+            "open": app.hub.connections(transport),
+            "accepted": counts.accepted,
+            "fallback": counts.fallback,
+            "ended": ended.map(|(reason, n)| (reason.label(), n)).collect::<std::collections::BTreeMap<_, _>>(),
+            "deliveries": counts.deliveries,
+            "writes": counts.socket_writes,
+        })
+    };
+    let body = json!({
+        "pod": app.pod.to_str().unwrap_or_default(),
+        "draining": app.draining.load(Ordering::Acquire),
+        "seatsTaken": app.seats.taken(),
+        "watchedPosts": app.watch.watched(),
+        "sse": of(Transport::Sse),
+        "stomp": of(Transport::Stomp),
+        "http": {
+            "accepted": app.stats.accepted.load(Ordering::Relaxed),
+            "refused": app.stats.refused.load(Ordering::Relaxed),
+            "takenOver": app.stats.taken_over.load(Ordering::Relaxed),
+        },
+    });
+    Json(body).into_response()
+}
+
+fn count(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a duration")]
+fn seconds(micros: u64) -> f64 {
+    micros as f64 / 1e6
+}

@@ -1,0 +1,202 @@
+//! Posts and likes over HTTP: JSON, validators, idempotency.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use serde::{Deserialize, Serialize};
+
+use super::app::App;
+use super::error::ApiError;
+use super::{Role, limits, sse};
+use crate::domain::{PostId, Version};
+use crate::store::{IdempotencyKey, LikeOp, LikeOutcome, LikeRequest, MAX_USER_BYTES, Post, Who};
+
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+const KEY: &str = "idempotency-key";
+
+/// The answer to a like, over HTTP and (in a reply) over STOMP.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Liked {
+    post_id: PostId,
+    likes: u64,
+    version: Version,
+    changed: bool,
+}
+
+impl From<&LikeOutcome> for Liked {
+    fn from(outcome: &LikeOutcome) -> Self {
+        let state = outcome.state;
+        Self { post_id: state.post_id, likes: state.likes, version: state.version, changed: outcome.changed }
+    }
+}
+
+impl Liked {
+    pub(super) fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PostBody {
+    id: PostId,
+    title: String,
+    created_at: u64,
+}
+
+impl From<Post> for PostBody {
+    fn from(post: Post) -> Self {
+        Self { id: post.id, title: post.title, created_at: post.created_at }
+    }
+}
+
+/// `POST /posts {"title": …}` → 201.
+pub(super) async fn create_post(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    #[derive(Deserialize)]
+    struct NewPost {
+        title: String,
+    }
+    need(&app, Role::Api)?;
+    let (parts, body) = request.into_parts();
+    let body = limits::body(body).await?;
+    json_only(&parts.headers, true)?;
+    let new: NewPost = serde_json::from_slice(&body)
+        .map_err(|error| ApiError::BadRequest(format!("the body is {{\"title\": \"…\"}}: {error}")))?;
+    let post = app.store.create_post(&new.title).await.map_err(|error| app.told(&error, "a post failed"))?;
+    let location = HeaderValue::from_str(&format!("/posts/{}", post.id)).map_err(|_| ApiError::Internal)?;
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(PostBody::from(post))).into_response())
+}
+
+/// `GET /posts/{id}`: the post without its count, which is what makes it cacheable.
+pub(super) async fn post(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    need(&app, Role::Api)?;
+    let post = app.store.post(id.parse()?).await.map_err(|error| app.told(&error, "a read failed"))?;
+    let tag = format!("\"{}.{}\"", app.epoch, post.created_at);
+    Ok(conditional(&headers, &tag, "public, max-age=60", Json(PostBody::from(post))))
+}
+
+/// `GET /posts/{id}/likes`: the state, or with `Accept: text/event-stream` the stream of its changes.
+pub(super) async fn likes(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    if sse::is_asked_for(request.headers()) {
+        return sse::one(&app, &id, &request).await;
+    }
+    need(&app, Role::Api)?;
+    let id: PostId = id.parse()?;
+    let states = app.store.read(&[id]).await.map_err(|error| app.told(&error, "a read failed"))?;
+    let stored = states.first().ok_or(ApiError::UnknownPost)?;
+    let tag = format!("\"{}.{}\"", app.epoch, stored.state.version);
+    let body = serde_json::json!({
+        "postId": id, "likes": stored.state.likes, "version": stored.state.version, "changedAt": stored.changed_at,
+    });
+    let mut response = conditional(request.headers(), &tag, "no-cache", Json(body));
+    response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept, Origin"));
+    Ok(response)
+}
+
+/// `POST` (+1) and `DELETE` (−1) `/posts/{id}/likes`.
+pub(super) async fn like(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let who = user(&app, request.headers())?.map_or(Who::Anonymous, Who::User);
+    change(&app, &id, who, false, request).await
+}
+
+/// `PUT` and `DELETE /posts/{id}/likes/me`: a known user's one like.
+pub(super) async fn like_me(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let hint = || match &app.config.trust_user_header {
+        Some(name) => format!("the header {name} names one"),
+        None => "the operator has to start the pod with --trust-user-header".into(),
+    };
+    let user = user(&app, request.headers())?.ok_or_else(|| ApiError::UserRequired(hint()))?;
+    change(&app, &id, Who::User(user), true, request).await
+}
+
+async fn change(app: &App, id: &str, who: Who, once: bool, request: Request) -> Result<Response, ApiError> {
+    need(app, Role::Api)?;
+    let post: PostId = id.parse()?;
+    let (parts, body) = request.into_parts();
+    let body = limits::body(body).await?;
+    json_only(&parts.headers, false)?;
+    let op = if parts.method == Method::DELETE { LikeOp::Unlike } else { LikeOp::Like };
+    let key = match parts.headers.get(KEY) {
+        Some(value) => {
+            let scope = format!("{} {}", parts.method, parts.uri.path());
+            let key = value.to_str().ok().and_then(|value| IdempotencyKey::new(&scope, value, &body).ok());
+            Some(key.ok_or_else(|| {
+                ApiError::BadRequest("an Idempotency-Key has 1 to 64 printable ASCII characters".into())
+            })?)
+        }
+        None => None,
+    };
+    let request = LikeRequest { post, op, who, once, key };
+    request.check_repeatable().map_err(|error| ApiError::from(&error))?;
+    let outcome = app.like(request).await?;
+    let mut response = Json(Liked::from(&outcome)).into_response();
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if outcome.replayed {
+        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+/// The user named by the trusted header, if the pod trusts one and the request has it.
+pub(super) fn user(app: &App, headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let Some(value) = app.config.trust_user_header.as_ref().and_then(|name| headers.get(name)) else {
+        return Ok(None);
+    };
+    let name = value.to_str().ok().filter(|name| (1..=MAX_USER_BYTES).contains(&name.len()));
+    let bad = || ApiError::BadRequest(format!("a user name has 1 to {MAX_USER_BYTES} printable ASCII characters"));
+    name.map(|name| Some(name.to_owned())).ok_or_else(bad)
+}
+
+pub(super) fn need(app: &App, role: Role) -> Result<(), ApiError> {
+    if app.config.serves(role) { Ok(()) } else { Err(ApiError::NoRole) }
+}
+
+/// 415 for compressed bodies, and for bodies of another type than JSON. A like needs no body and so no type.
+fn json_only(headers: &HeaderMap, needed: bool) -> Result<(), ApiError> {
+    if headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
+        return Err(ApiError::MediaType);
+    }
+    let json = |value: &HeaderValue| {
+        let kind = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+        kind.eq_ignore_ascii_case("application/json")
+    };
+    match headers.get(header::CONTENT_TYPE) {
+        Some(value) if !json(value) => Err(ApiError::MediaType),
+        None if needed => Err(ApiError::MediaType),
+        _ => Ok(()),
+    }
+}
+
+/// 200 with a validator, or 304 when the caller has this state already.
+fn conditional(headers: &HeaderMap, tag: &str, cache: &'static str, body: impl IntoResponse) -> Response {
+    let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    let mut known = known.flat_map(|list| list.split(',')).map(|item| item.trim().trim_start_matches("W/"));
+    let unchanged = known.any(|item| item == tag || item == "*");
+    let mut response =
+        if unchanged { StatusCode::NOT_MODIFIED.into_response() } else { body.into_response() };
+    if let Ok(tag) = HeaderValue::from_str(tag) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static(cache));
+    response
+}

@@ -1,0 +1,220 @@
+//! What the handlers and connections of one pod share, and the few things they all do: like, join, admit.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use http::HeaderValue;
+use tokio::runtime::Handle;
+
+use super::connection::Stats;
+use super::error::ApiError;
+use super::likes::Likes;
+use super::limits::{Seat, Seats};
+use super::watch::{JoinError, Watch, WatchGuard};
+use super::wire::Wire;
+use super::{Broken, Config};
+use crate::broker::Broker;
+use crate::domain::{Epoch, LikesState, PostId, unix_micros};
+use crate::hub::Hub;
+use crate::proto::stomp::session;
+use crate::store::{LikeOutcome, LikeRequest, LikeStore, StoreError};
+use crate::telemetry::Metrics;
+
+/// One pod's parts. Handlers get it as axum's state, connections hold it to reach the async side.
+pub(super) struct App {
+    /// What the pod was told.
+    pub config: Config,
+    /// `X-Pushlab-Pod`.
+    pub pod: HeaderValue,
+    /// The database's epoch at start.
+    pub epoch: Epoch,
+    /// Posts and likes.
+    pub store: LikeStore,
+    /// The use-case that publishes.
+    pub likes: Likes,
+    /// Join and repair.
+    pub watch: Watch,
+    /// Events between pods.
+    pub broker: Broker,
+    /// The engines that write to viewers.
+    pub hub: Hub<Wire>,
+    /// For `/metrics`.
+    pub metrics: Metrics,
+    /// What the accept loop counts.
+    pub stats: Arc<Stats>,
+    /// Streams held, up to the cap.
+    pub seats: Seats,
+    /// Set once, at SIGTERM.
+    pub draining: AtomicBool,
+    /// The database answered the last ping.
+    pub database_up: AtomicBool,
+    /// What STOMP sessions have in common.
+    pub stomp: Arc<session::Options>,
+    /// Lets connections, which live on engine threads, start tasks.
+    pub runtime: Handle,
+    complaints: Complaints,
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App").field("pod", &self.pod).finish_non_exhaustive()
+    }
+}
+
+/// The parts that [`App::new`] puts together.
+pub(super) struct Parts {
+    pub config: Config,
+    pub pod: HeaderValue,
+    pub epoch: Epoch,
+    pub store: LikeStore,
+    pub watch: Watch,
+    pub broker: Broker,
+    pub hub: Hub<Wire>,
+}
+
+impl App {
+    pub(super) fn new(parts: Parts) -> Arc<Self> {
+        let Parts { config, pod, epoch, store, watch, broker, hub } = parts;
+        let stomp = session::Options {
+            epoch,
+            heartbeat_send: config.heartbeat,
+            heartbeat_want: config.heartbeat,
+            connect_timeout: super::limits::CONNECT,
+            subscriptions: super::limits::SUBSCRIPTIONS,
+            body: super::limits::BODY,
+            ..session::Options::default()
+        };
+        Arc::new(Self {
+            likes: Likes::new(store.clone(), broker.clone()),
+            seats: Seats::new(config.max_connections),
+            stomp: Arc::new(stomp),
+            metrics: Metrics::new(),
+            stats: Arc::default(),
+            draining: AtomicBool::new(false),
+            database_up: AtomicBool::new(true),
+            runtime: Handle::current(),
+            complaints: Complaints::default(),
+            config,
+            pod,
+            epoch,
+            store,
+            watch,
+            broker,
+            hub,
+        })
+    }
+
+    /// One like or take-back, counted in the metrics. Both transports come through here.
+    ///
+    /// # Errors
+    /// What the liker is told.
+    pub(super) async fn like(&self, request: LikeRequest) -> Result<LikeOutcome, ApiError> {
+        let outcome = self.likes.like(request).await;
+        let label = match &outcome {
+            Ok(outcome) if outcome.replayed => "replayed",
+            Ok(outcome) if outcome.changed => "changed",
+            Ok(_) => "unchanged",
+            Err(_) => "",
+        };
+        match outcome {
+            Ok(outcome) => {
+                self.metrics.likes_total.with_label_values(&[label]).inc();
+                if !outcome.replayed {
+                    self.metrics.lock_wait_seconds.observe(seconds(outcome.stages.lock_us));
+                    self.metrics.transaction_seconds.observe(seconds(outcome.stages.commit_us));
+                }
+                if outcome.changed && !outcome.replayed {
+                    self.metrics.publish_seconds.observe(seconds(unix_micros().saturating_sub(outcome.committed_at)));
+                }
+                Ok(outcome)
+            }
+            Err(error) => {
+                let told = self.told(&error, "a like failed");
+                let label = if told.is_callers() { "refused" } else { "failed" };
+                self.metrics.likes_total.with_label_values(&[label]).inc();
+                Err(told)
+            }
+        }
+    }
+
+    /// What a caller is told of a store's error; its cause goes to the log.
+    pub(super) fn told(&self, error: &StoreError, what: &str) -> ApiError {
+        let told = ApiError::from(error);
+        if !told.is_callers() {
+            self.complaints.say(&format!("{what}: {error}"));
+        }
+        told
+    }
+
+    /// One more viewer of a post: its newest state, and what keeps it watched.
+    ///
+    /// # Errors
+    /// What the viewer is told.
+    pub(super) async fn join(&self, post: PostId) -> Result<(LikesState, WatchGuard), ApiError> {
+        self.watch.join(post).await.map_err(|error| match error {
+            JoinError::UnknownPost => ApiError::UnknownPost,
+            JoinError::Store(error) => self.told(&error, "a viewer could not join"),
+            JoinError::Broker(error) => {
+                self.complaints.say(&format!("a viewer could not join: {error}"));
+                ApiError::Unavailable("the broker cannot be reached; another pod may serve you")
+            }
+        })
+    }
+
+    /// A seat for a new stream.
+    ///
+    /// # Errors
+    /// [`ApiError::Broken`], [`ApiError::Draining`] or [`ApiError::Full`].
+    pub(super) fn admit(&self) -> Result<Seat, ApiError> {
+        if self.config.broken == Some(Broken::RefuseFast) {
+            return Err(ApiError::Broken);
+        }
+        if self.draining.load(Ordering::Acquire) {
+            return Err(ApiError::Draining);
+        }
+        self.seats.take().ok_or(ApiError::Full)
+    }
+
+    /// Counts a stream that was turned away.
+    pub(super) fn refused(&self, why: &ApiError) {
+        self.metrics.streams_refused_total.with_label_values(&[why.name()]).inc();
+    }
+
+    /// When a stream that begins now has to end, if `--max-age` says so; ± 20 %, so that they do not end together.
+    pub(super) fn ends_at(&self) -> Option<Instant> {
+        let age = self.config.max_age;
+        (!age.is_zero()).then(|| Instant::now() + age.mul_f64(rand::random_range(0.8..=1.2)))
+    }
+}
+
+/// The browser's next attempt after a stream ends, in ms; random, so that those cut off together do not return together.
+pub(super) fn retry_ms() -> u64 {
+    rand::random_range(500..=1500)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a duration")]
+fn seconds(micros: u64) -> f64 {
+    micros as f64 / 1e6
+}
+
+/// Warnings that an outage would repeat for each request: at most one per second, with the number of those left out.
+#[derive(Debug, Default)]
+struct Complaints {
+    next_at: AtomicU64,
+    left_out: AtomicU64,
+}
+
+impl Complaints {
+    fn say(&self, what: &str) {
+        let now = unix_micros();
+        let due = self.next_at.load(Ordering::Relaxed);
+        let next = now + u64::try_from(Duration::from_secs(1).as_micros()).unwrap_or(u64::MAX);
+        if now >= due && self.next_at.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            let left_out = self.left_out.swap(0, Ordering::Relaxed);
+            tracing::warn!(left_out, "{what}");
+        } else {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

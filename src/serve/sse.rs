@@ -1,0 +1,158 @@
+//! The SSE handshake: checks, joins, snapshot first; then the engine has the socket.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use futures_util::future::try_join_all;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+
+use super::app::{App, retry_ms};
+use super::connection::TakeOver;
+use super::error::ApiError;
+use super::wire::{Beat, Stream, Wire};
+use super::{AccelBuffering, Broken, BusyStream, Role, api, limits};
+use crate::domain::PostId;
+use crate::hub::Subscription;
+use crate::proto;
+
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// Whether `Accept` names `text/event-stream`.
+pub(super) fn is_asked_for(headers: &HeaderMap) -> bool {
+    accepts(headers, |kind| kind.eq_ignore_ascii_case("text/event-stream"))
+}
+
+fn accepts(headers: &HeaderMap, wanted: impl Fn(&str) -> bool) -> bool {
+    let lists = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    lists.flat_map(|list| list.split(',')).any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let kind = parts.next().unwrap_or_default();
+        let refused = parts.any(|p| p.strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0)));
+        wanted(kind) && !refused
+    })
+}
+
+/// `GET /posts/{id}/likes` with `Accept: text/event-stream`.
+pub(super) async fn one(app: &Arc<App>, id: &str, request: &Request) -> Result<Response, ApiError> {
+    let wish = Wish::read(request)?;
+    if !wish.posts.is_empty() {
+        return Err(ApiError::BadRequest("several posts are streamed by /likes?post=1&post=2".into()));
+    }
+    stream(app, vec![id.parse()?], request, &wish).await
+}
+
+/// `GET /likes?post=1&post=2…`: several posts on one stream.
+pub(super) async fn many(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let any = |kind: &str| matches!(kind, "*/*" | "text/*");
+    let headers = request.headers();
+    if headers.contains_key(header::ACCEPT) && !is_asked_for(headers) && !accepts(headers, any) {
+        return Err(ApiError::NotAcceptable);
+    }
+    let mut wish = Wish::read(&request)?;
+    let posts = std::mem::take(&mut wish.posts);
+    if posts.is_empty() || posts.len() > limits::SUBSCRIPTIONS {
+        let most = limits::SUBSCRIPTIONS;
+        return Err(ApiError::BadRequest(format!("name 1 to {most} posts: /likes?post=1&post=2")));
+    }
+    stream(&app, posts, &request, &wish).await
+}
+
+/// What the query and the headers ask for.
+struct Wish {
+    posts: Vec<PostId>,
+    last_event_id: Option<String>,
+    beat: Beat,
+}
+
+impl Wish {
+    fn read(request: &Request) -> Result<Self, ApiError> {
+        let query = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(request.uri());
+        let query = query.map_err(|error| ApiError::BadRequest(error.body_text()))?.0;
+        // A header is what the browser's own reconnection sends, so it is newer than the URL.
+        let header = request.headers().get(LAST_EVENT_ID).and_then(|value| value.to_str().ok());
+        let mut wish = Self { posts: Vec::new(), last_event_id: header.map(Into::into), beat: Beat::Comment };
+        for (name, value) in query {
+            match name.as_str() {
+                "post" => {
+                    let post = value.parse()?;
+                    if !wish.posts.contains(&post) {
+                        wish.posts.push(post);
+                    }
+                }
+                "lastEventId" if wish.last_event_id.is_none() => wish.last_event_id = Some(value),
+                "heartbeat" if value == "event" => wish.beat = Beat::Event,
+                _ => {}
+            }
+        }
+        Ok(wish)
+    }
+}
+
+async fn stream(app: &Arc<App>, posts: Vec<PostId>, request: &Request, wish: &Wish) -> Result<Response, ApiError> {
+    api::need(app, Role::Sse)?;
+    if request.method() == Method::HEAD {
+        return Ok(head(app, Body::empty()));
+    }
+    if app.config.broken == Some(Broken::Polite200) {
+        return Ok(head(app, Body::from(proto::sse::retry(retry_ms()))));
+    }
+    match open(app, &posts, wish).await {
+        Ok(response) => Ok(response),
+        Err(error) => {
+            app.refused(&error);
+            if matches!(error, ApiError::Full | ApiError::Draining) && app.config.busy_stream == BusyStream::End {
+                // Given at once, this answer would make the busiest pod the one with the fewest connections.
+                let retry = retry_ms();
+                tokio::time::sleep(Duration::from_millis(retry)).await;
+                return Ok(head(app, Body::from(proto::sse::retry(retry))));
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn open(app: &Arc<App>, posts: &[PostId], wish: &Wish) -> Result<Response, ApiError> {
+    let seat = app.admit()?;
+    let joined = try_join_all(posts.iter().map(|post| app.join(*post))).await?;
+    let states: Vec<_> = joined.iter().map(|(state, _)| *state).collect();
+    let resume = wish.last_event_id.as_deref().map(proto::sse::parse_last_event_id);
+    let resumed = match &resume {
+        None => "fresh",
+        Some(None) => "malformed",
+        Some(Some(resume)) => {
+            let known = |state: &crate::domain::LikesState| resume.position(app.epoch, state.post_id) == Some(state.version);
+            if states.iter().all(known) { "current" } else { "behind" }
+        }
+    };
+    app.metrics.resumes_total.with_label_values(&["sse", resumed]).inc();
+
+    let mut wire = Stream::new(app.config.heartbeat, wish.beat, app.ends_at(), seat);
+    let format = wire.format(app.epoch, &states);
+    let mut retry = Some(retry_ms());
+    let subscriptions = joined.into_iter().zip(0..).map(|((state, guard), slot)| {
+        // The policy is "snapshot": a resumed stream begins with the newest state as well, marked as one.
+        let first = wire.first(state, &format, retry.take());
+        Subscription { post: state.post_id, slot, format: format.clone(), cursor: state.version, first, guard }
+    });
+    let subscriptions = subscriptions.collect();
+    let take_over = TakeOver::new(app.hub.pick().clone(), Wire::Sse(wire), subscriptions, bytes::Bytes::new());
+    let mut response = head(app, take_over.body());
+    response.extensions_mut().insert(take_over);
+    Ok(response)
+}
+
+fn head(app: &App, body: Body) -> Response {
+    let mut response = body.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
+    headers.insert(header::VARY, HeaderValue::from_static("Accept, Origin"));
+    if app.config.accel_buffering == AccelBuffering::No {
+        headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    }
+    response
+}

@@ -1,0 +1,303 @@
+//! A STOMP session over WebSocket: glues the frames and the session, which know no socket, to the engine and to the
+//! async side, which does the joins and the likes.
+//!
+//! Order: what one input asks for is done in its order. A step that changes subscriptions goes through the engine's own
+//! list of replies, so the steps behind it wait there with it, and nothing is read meanwhile.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::super::api;
+use super::super::app::App;
+use super::super::error::ApiError;
+use super::super::limits::{self, Seat};
+use super::super::watch::WatchGuard;
+use super::{Format, Wire};
+use crate::domain::{LikesState, Update};
+use crate::hub::{Change, CloseReason, ConnKey, Flow, Subscription};
+use crate::proto::stomp::session::{AckMode, Action, End, Like, LikeOp, Outcome, Session, Subscribe};
+use crate::proto::ws::{self, Opcode, server_frame};
+use crate::store::{self, IdempotencyKey, LikeRequest, Who};
+
+/// One session.
+pub struct Talk {
+    app: Arc<App>,
+    frames: ws::Decoder,
+    session: Session,
+    opened: Instant,
+    ends_at: Option<Instant>,
+    user: Option<Box<str>>,
+    /// The session said so: 16 likes wait.
+    paused: bool,
+    /// Steps wait in the engine's list of replies.
+    deferred: bool,
+    /// Some subscription has MESSAGEs of its own making (`ack` other than `auto`).
+    acknowledges: bool,
+    /// The like under way, so that those left over when the peer vanishes come after it.
+    liking: Option<tokio::task::JoinHandle<()>>,
+    _seat: Seat,
+}
+
+impl std::fmt::Debug for Talk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Talk").field("session", &self.session).finish_non_exhaustive()
+    }
+}
+
+/// Something to be done for a session, in order.
+#[derive(Debug)]
+pub(super) enum Step {
+    Stomp(Action),
+    Frame(Bytes),
+    Close(Bytes, CloseReason),
+}
+
+/// What the async side (or the session itself, for later) says to a session.
+#[derive(Debug)]
+#[expect(private_interfaces, reason = "made and taken in this file only")]
+pub enum TalkReply {
+    /// A join ended.
+    Joined(Subscribe, Result<(LikesState, WatchGuard), ApiError>),
+    /// A like ended.
+    Liked {
+        /// The session's number for it.
+        token: u64,
+        /// What became of it.
+        outcome: Outcome,
+    },
+    /// The session's own steps, put off.
+    Steps(Vec<Step>),
+}
+
+impl Talk {
+    /// A session whose handshake is done. `user`: as named by a trusted header.
+    pub(in super::super) fn new(app: &Arc<App>, user: Option<&str>, seat: Seat) -> Self {
+        let limits = ws::Limits { frame: limits::BODY, message: limits::BODY, ..ws::Limits::default() };
+        Self {
+            frames: ws::Decoder::new(ws::Role::Server, limits),
+            session: Session::new(Arc::clone(&app.stomp)),
+            opened: Instant::now(),
+            ends_at: app.ends_at(),
+            user: user.map(Into::into),
+            paused: false,
+            deferred: false,
+            acknowledges: false,
+            liking: None,
+            app: Arc::clone(app),
+            _seat: seat,
+        }
+    }
+
+    pub(super) fn encode_private(&mut self, update: &Update, slot: u32) -> Option<Bytes> {
+        if !self.acknowledges {
+            return None;
+        }
+        self.session.message(update, slot).map(|message| server_frame(Opcode::Text, &message))
+    }
+
+    pub(super) fn feed(&mut self, key: ConnKey, mut input: &[u8], out: &mut Vec<u8>) -> Flow {
+        let mut steps = Vec::new();
+        loop {
+            match self.frames.next(&mut input) {
+                Ok(None) => break,
+                Ok(Some(ws::Event::Message { data, .. })) => {
+                    steps.extend(self.session.feed(&data).into_iter().map(Step::Stomp));
+                }
+                Ok(Some(ws::Event::Ping(data))) => steps.push(Step::Frame(server_frame(Opcode::Pong, &data))),
+                Ok(Some(ws::Event::Pong(_))) => {}
+                Ok(Some(ws::Event::Close { code, .. })) => {
+                    steps.push(Step::Close(ws::close_answer(code), CloseReason::Peer));
+                    break;
+                }
+                Err(error) => {
+                    steps.push(Step::Close(close(error.code, error.reason), CloseReason::Violation));
+                    break;
+                }
+            }
+        }
+        if self.deferred {
+            self.app.hub.reply(key, TalkReply::Steps(steps));
+            return Flow::Pause;
+        }
+        self.run(key, steps, out, None)
+    }
+
+    pub(super) fn reply(&mut self, key: ConnKey, reply: TalkReply, out: &mut Vec<u8>) -> (Flow, Vec<Change<Wire>>) {
+        let mut changes = Vec::new();
+        let actions = match reply {
+            TalkReply::Joined(wish, Ok((state, guard))) => self.joined(wish, state, guard, &mut changes),
+            TalkReply::Joined(wish, Err(error)) => self.session.refused(wish.slot, &outcome(&Err(error))),
+            TalkReply::Liked { token, outcome } => {
+                self.liking = None;
+                self.session.outcome(token, &outcome)
+            }
+            TalkReply::Steps(steps) => {
+                self.deferred = false;
+                let flow = self.run(key, steps, out, Some(&mut changes));
+                return (flow, changes);
+            }
+        };
+        let flow = self.run(key, actions.into_iter().map(Step::Stomp).collect(), out, Some(&mut changes));
+        (flow, changes)
+    }
+
+    /// Does the steps. Without `changes` to note them in, those from the first change of subscriptions on are put off.
+    fn run(
+        &mut self,
+        key: ConnKey,
+        steps: Vec<Step>,
+        out: &mut Vec<u8>,
+        mut changes: Option<&mut Vec<Change<Wire>>>,
+    ) -> Flow {
+        let mut steps = steps.into_iter();
+        while let Some(step) = steps.next() {
+            let action = match step {
+                Step::Stomp(action) => action,
+                Step::Frame(bytes) => {
+                    out.extend_from_slice(&bytes);
+                    continue;
+                }
+                Step::Close(bytes, reason) => {
+                    out.extend_from_slice(&bytes);
+                    return Flow::Close(reason);
+                }
+            };
+            match action {
+                Action::Send(bytes) => out.extend_from_slice(&server_frame(Opcode::Text, &bytes)),
+                Action::Subscribe(wish) => self.join(key, wish),
+                Action::Unsubscribe { slot, then } => {
+                    let Some(changes) = changes.as_deref_mut() else {
+                        let rest = std::iter::once(Step::Stomp(Action::Unsubscribe { slot, then })).chain(steps);
+                        self.deferred = true;
+                        self.app.hub.reply(key, TalkReply::Steps(rest.collect()));
+                        return Flow::Pause;
+                    };
+                    changes.push(Change::Unsubscribe { slot });
+                    if let Some(receipt) = then {
+                        out.extend_from_slice(&server_frame(Opcode::Text, &receipt));
+                    }
+                }
+                Action::Like(like) => self.like(key, like),
+                Action::Pause => self.paused = true,
+                Action::Resume => self.paused = false,
+                Action::Close(End::Disconnected) => {
+                    out.extend_from_slice(&close(ws::close::NORMAL, "goodbye"));
+                    return Flow::Close(CloseReason::Peer);
+                }
+                Action::Close(End::Error) => {
+                    out.extend_from_slice(&close(ws::close::PROTOCOL, "see the ERROR frame"));
+                    return Flow::Close(CloseReason::Violation);
+                }
+            }
+        }
+        if self.paused || self.deferred { Flow::Pause } else { Flow::Continue }
+    }
+
+    fn join(&mut self, key: ConnKey, wish: Subscribe) {
+        self.acknowledges |= wish.ack != AckMode::Auto;
+        let app = Arc::clone(&self.app);
+        self.app.runtime.spawn(async move {
+            let joined = app.join(wish.post).await;
+            app.hub.reply(key, TalkReply::Joined(wish, joined));
+        });
+    }
+
+    fn joined(
+        &mut self,
+        wish: Subscribe,
+        state: LikesState,
+        guard: WatchGuard,
+        changes: &mut Vec<Change<Wire>>,
+    ) -> Vec<Action> {
+        let Some(actions) = self.session.subscribed(wish.slot) else {
+            return Vec::new();
+        };
+        let snapshot = Update::Snapshot(state);
+        let format = Format::Stomp(wish.format);
+        let first = self.encode_private(&snapshot, wish.slot).unwrap_or_else(|| format.encode(&snapshot));
+        let Subscribe { slot, post, .. } = wish;
+        changes.push(Change::Subscribe(Subscription { post, slot, format, cursor: state.version, first, guard }));
+        actions
+    }
+
+    fn like(&mut self, key: ConnKey, like: Like) {
+        let (app, user, token) = (Arc::clone(&self.app), self.user.clone(), like.token);
+        self.liking = Some(self.app.runtime.spawn(async move {
+            let outcome = outcome(&do_like(&app, user, like).await);
+            app.hub.reply(key, TalkReply::Liked { token, outcome });
+        }));
+    }
+
+    pub(super) fn sweep(&mut self, now: Instant, last_read: Instant, last_write: Instant, out: &mut Vec<u8>) -> Flow {
+        if self.ends_at.is_some_and(|end| now >= end) {
+            self.end(out);
+            return Flow::Close(CloseReason::MaxAge);
+        }
+        let since = |then| now.saturating_duration_since(then);
+        for action in self.session.tick(since(self.opened), since(last_read), since(last_write)) {
+            match action {
+                Action::Send(bytes) => out.extend_from_slice(&server_frame(Opcode::Text, &bytes)),
+                Action::Close(_) => {
+                    out.extend_from_slice(&close(ws::close::POLICY, "silent for too long"));
+                    return Flow::Close(CloseReason::ReadTimeout);
+                }
+                other => tracing::error!(?other, "a tick asks for this"),
+            }
+        }
+        if self.paused || self.deferred { Flow::Pause } else { Flow::Continue }
+    }
+
+    /// "Come back, to another pod."
+    pub(super) fn end(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&close(ws::close::RESTART, "the pod leaves; come back"));
+    }
+}
+
+/// Likes that were received are done, also when the peer vanishes or the pod drains before their turn.
+impl Drop for Talk {
+    fn drop(&mut self) {
+        let pending = self.session.take_pending();
+        if pending.is_empty() {
+            return;
+        }
+        let (app, user, liking) = (Arc::clone(&self.app), self.user.clone(), self.liking.take());
+        self.app.runtime.spawn(async move {
+            if let Some(liking) = liking {
+                drop(liking.await);
+            }
+            for like in pending {
+                drop(do_like(&app, user.clone(), like).await);
+            }
+        });
+    }
+}
+
+fn close(code: u16, reason: &str) -> Bytes {
+    server_frame(Opcode::Close, &ws::close_payload(code, reason))
+}
+
+async fn do_like(app: &App, user: Option<Box<str>>, like: Like) -> Result<String, ApiError> {
+    let (op, verb) = match like.op {
+        LikeOp::Like => (store::LikeOp::Like, "like"),
+        LikeOp::Unlike => (store::LikeOp::Unlike, "unlike"),
+    };
+    let scope = format!("SEND /app/posts.{}.{verb}", like.post);
+    let key = like.key.map(|key| IdempotencyKey::new(&scope, &key, b"")).transpose();
+    let key = key.map_err(|error| ApiError::BadRequest(error.to_string()))?;
+    let who = user.map_or(Who::Anonymous, |name| Who::User(name.into()));
+    let outcome = app.like(LikeRequest { post: like.post, op, who, once: false, key }).await?;
+    Ok(api::Liked::from(&outcome).to_json())
+}
+
+/// As a POST would have been answered.
+fn outcome(result: &Result<String, ApiError>) -> Outcome {
+    match result {
+        Ok(body) => Outcome { status: 200, body: body.clone() },
+        Err(error) => {
+            let body = serde_json::to_string(&error.problem()).unwrap_or_default();
+            Outcome { status: error.status(), body }
+        }
+    }
+}
