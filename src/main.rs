@@ -8,8 +8,13 @@ use pushlab::{compare, doctor, hub, load, probe, report, serve, shutdown};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from);
-    match done.and_then(|runtime| runtime.block_on(dispatch(cli.command))) {
+    // A thread hands its cores on to those it starts, so this comes before the runtime.
+    let pinned = match &cli.command {
+        Command::Serve(config) => config.cpus.as_ref().map_or(Ok(()), serve::pin),
+        _ => Ok(()),
+    };
+    let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from);
+    match pinned.and_then(|()| runtime()).and_then(|runtime| runtime.block_on(dispatch(cli.command))) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("pushlab: {error:#}");

@@ -75,11 +75,7 @@ fn copy(app: &App) {
             raise(&metrics.closed_total.with_label_values(&[label, reason.label()]), closed);
         }
         raise(&metrics.deliveries_total.with_label_values(&[label]), counts.deliveries);
-        let skipped = [
-            ("conflated", counts.conflated),
-            ("superseded", counts.superseded),
-            ("dropped", counts.dropped),
-        ];
+        let skipped = [("conflated", counts.conflated), ("superseded", counts.superseded), ("dropped", counts.dropped)];
         for (reason, versions) in skipped {
             raise(&metrics.skipped_versions_total.with_label_values(&[label, reason]), versions);
         }
@@ -100,17 +96,11 @@ fn copy(app: &App) {
     let broker = app.broker.counters();
     raise(&metrics.broker_published_total, of(&broker.published));
     raise(&metrics.broker_received_total, of(&broker.received));
-    raise(&metrics.broker_dropped_total, of(&broker.dropped) + of(&broker.merged));
+    raise(&metrics.broker_dropped_total, of(&broker.dropped));
+    raise(&metrics.broker_merged_total, of(&broker.merged));
     raise(&metrics.broker_reconnects_total, of(&broker.reconnects));
     metrics.broker_connected.set(i64::from(app.broker.state().borrow().connected));
 
-    let watch = app.watch.counters();
-    raise(&metrics.superseded_events_total, of(&watch.superseded_events));
-    raise(&metrics.duplicate_events_total, of(&watch.duplicate_events));
-    raise(&metrics.gaps_total, of(&watch.gaps));
-    raise(&metrics.rereads_healed_total, of(&watch.reread_healed));
-    raise(&metrics.anti_entropy_rows_total, of(&watch.anti_entropy_rows));
-    raise(&metrics.anti_entropy_healed_total, of(&watch.anti_entropy_healed));
     metrics.watched_posts.set(count(app.watch.watched()));
 
     let store = app.store.counters();

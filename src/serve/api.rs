@@ -90,7 +90,8 @@ pub(super) async fn likes(
     request: Request,
 ) -> Result<Response, ApiError> {
     if sse::is_asked_for(request.headers()) {
-        return sse::one(&app, &id, &request).await;
+        let (parts, _) = request.into_parts();
+        return sse::one(&app, &id, &parts).await;
     }
     need(&app, Role::Api)?;
     let id: PostId = id.parse()?;
@@ -192,8 +193,7 @@ fn conditional(headers: &HeaderMap, tag: &str, cache: &'static str, body: impl I
     let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     let mut known = known.flat_map(|list| list.split(',')).map(|item| item.trim().trim_start_matches("W/"));
     let unchanged = known.any(|item| item == tag || item == "*");
-    let mut response =
-        if unchanged { StatusCode::NOT_MODIFIED.into_response() } else { body.into_response() };
+    let mut response = if unchanged { StatusCode::NOT_MODIFIED.into_response() } else { body.into_response() };
     if let Ok(tag) = HeaderValue::from_str(tag) {
         response.headers_mut().insert(header::ETAG, tag);
     }

@@ -67,7 +67,8 @@ impl Drop for Seat {
 pub(super) async fn body(body: Body) -> Result<Bytes, ApiError> {
     let whole = tokio::time::timeout(BODY_TIME, axum::body::to_bytes(body, BODY)).await;
     whole.map_err(|_| ApiError::RequestTimeout)?.map_err(|error| {
-        let limited = std::error::Error::source(&error).is_some_and(<dyn std::error::Error>::is::<http_body_util::LengthLimitError>);
+        let limited = std::error::Error::source(&error)
+            .is_some_and(<dyn std::error::Error>::is::<http_body_util::LengthLimitError>);
         if limited { ApiError::TooLarge { limit: BODY } } else { ApiError::BadRequest("the body broke off".into()) }
     })
 }

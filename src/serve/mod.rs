@@ -1,29 +1,82 @@
 //! One stateless pod: API, SSE and STOMP.
+//!
+//! A stream's way in: `connection` (hyper) → `router` → `sse` or `stomp` (checks, join) → `wire`, which the hub's engine
+//! drives from then on. A like's way through: `api` or `wire` → `app` → `likes` → store and broker → `watch` → hub.
 
+use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
-/// Refusals, and their status codes.
-pub mod error;
-/// Bounds on what one caller may ask for.
-pub mod limits;
+/// The admin port.
+mod admin;
+/// Posts and likes over HTTP.
+mod api;
+/// What handlers and connections share.
+mod app;
 /// Flags and variables.
 mod config;
 /// One TCP connection: hyper, then take-over by the engine.
 pub mod connection;
+/// Leaving in good order.
+mod drain;
+/// Refusals, and their status codes.
+pub mod error;
+/// File descriptors and cores.
+mod host;
 /// The use-case that publishes.
 pub mod likes;
+/// Bounds on what one caller may ask for.
+pub mod limits;
+/// The page at `/`.
+mod page;
+/// A pod from build to end.
+mod pod;
+/// Every route in one list.
+mod router;
+/// The SSE handshake.
+mod sse;
+/// The WebSocket handshake of STOMP.
+mod stomp;
 /// Join and repair.
 pub mod watch;
+/// The two transports as the engine sees them.
+pub mod wire;
 
 pub use config::{AccelBuffering, Broken, BusyStream, Config, CpuList, Role, Switch};
+pub use drain::Drained;
+pub use host::pin;
+pub use pod::{Pod, build};
 
 /// Runs the pods until `shutdown`, then drains them.
 ///
 /// # Errors
 /// A message for the user.
-#[expect(clippy::unused_async, reason = "not built yet")]
-pub async fn run(_config: Config, _shutdown: CancellationToken) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not built yet")
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<ExitCode> {
+    crate::telemetry::logs::init(config.log_json);
+    let open_files = host::raise_open_files();
+    // A signal during the start ends it: there is nothing to drain yet.
+    let pods = tokio::select! {
+        pods = build(&config) => pods?,
+        () = shutdown.cancelled() => return Ok(ExitCode::SUCCESS),
+    };
+    let stores: Vec<_> = pods.iter().map(Pod::store).collect();
+    let mut running = tokio::task::JoinSet::new();
+    for pod in pods {
+        let (name, listen, admin) = (pod.name().to_owned(), pod.address(), pod.admin_address());
+        running.spawn(pod.run(shutdown.clone()));
+        tracing::info!(pod = name, %listen, %admin, open_files, "serving");
+        let line = serde_json::json!({ "pod": name, "listen": listen, "admin": admin });
+        // Whoever started the pod may have closed its end; that is no reason to stop.
+        drop(writeln!(std::io::stdout().lock(), "{line}"));
+    }
+    let mut whole = true;
+    while let Some(ended) = running.join_next().await {
+        whole &= ended.context("a pod's task")?? == Drained::Whole;
+    }
+    for store in stores {
+        store.close(std::time::Duration::from_secs(2)).await;
+    }
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

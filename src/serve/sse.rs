@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use futures_util::future::try_join_all;
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use super::app::{App, retry_ms};
@@ -37,7 +38,7 @@ fn accepts(headers: &HeaderMap, wanted: impl Fn(&str) -> bool) -> bool {
 }
 
 /// `GET /posts/{id}/likes` with `Accept: text/event-stream`.
-pub(super) async fn one(app: &Arc<App>, id: &str, request: &Request) -> Result<Response, ApiError> {
+pub(super) async fn one(app: &Arc<App>, id: &str, request: &Parts) -> Result<Response, ApiError> {
     let wish = Wish::read(request)?;
     if !wish.posts.is_empty() {
         return Err(ApiError::BadRequest("several posts are streamed by /likes?post=1&post=2".into()));
@@ -46,9 +47,9 @@ pub(super) async fn one(app: &Arc<App>, id: &str, request: &Request) -> Result<R
 }
 
 /// `GET /likes?post=1&post=2…`: several posts on one stream.
-pub(super) async fn many(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn many(State(app): State<Arc<App>>, request: Parts) -> Result<Response, ApiError> {
     let any = |kind: &str| matches!(kind, "*/*" | "text/*");
-    let headers = request.headers();
+    let headers = &request.headers;
     if headers.contains_key(header::ACCEPT) && !is_asked_for(headers) && !accepts(headers, any) {
         return Err(ApiError::NotAcceptable);
     }
@@ -69,11 +70,11 @@ struct Wish {
 }
 
 impl Wish {
-    fn read(request: &Request) -> Result<Self, ApiError> {
-        let query = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(request.uri());
+    fn read(request: &Parts) -> Result<Self, ApiError> {
+        let query = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&request.uri);
         let query = query.map_err(|error| ApiError::BadRequest(error.body_text()))?.0;
         // A header is what the browser's own reconnection sends, so it is newer than the URL.
-        let header = request.headers().get(LAST_EVENT_ID).and_then(|value| value.to_str().ok());
+        let header = request.headers.get(LAST_EVENT_ID).and_then(|value| value.to_str().ok());
         let mut wish = Self { posts: Vec::new(), last_event_id: header.map(Into::into), beat: Beat::Comment };
         for (name, value) in query {
             match name.as_str() {
@@ -92,9 +93,9 @@ impl Wish {
     }
 }
 
-async fn stream(app: &Arc<App>, posts: Vec<PostId>, request: &Request, wish: &Wish) -> Result<Response, ApiError> {
+async fn stream(app: &Arc<App>, posts: Vec<PostId>, request: &Parts, wish: &Wish) -> Result<Response, ApiError> {
     api::need(app, Role::Sse)?;
-    if request.method() == Method::HEAD {
+    if request.method == Method::HEAD {
         return Ok(head(app, Body::empty()));
     }
     if app.config.broken == Some(Broken::Polite200) {
@@ -124,7 +125,8 @@ async fn open(app: &Arc<App>, posts: &[PostId], wish: &Wish) -> Result<Response,
         None => "fresh",
         Some(None) => "malformed",
         Some(Some(resume)) => {
-            let known = |state: &crate::domain::LikesState| resume.position(app.epoch, state.post_id) == Some(state.version);
+            let known =
+                |state: &crate::domain::LikesState| resume.position(app.epoch, state.post_id) == Some(state.version);
             if states.iter().all(known) { "current" } else { "behind" }
         }
     };

@@ -192,7 +192,7 @@ metrics! {
     publish_seconds: Histogram;
     /// Events handed to the broker.
     broker_published_total: IntCounter;
-    /// Events not handed to the broker because the bounded queue was full or a newer one replaced them; anti-entropy heals them.
+    /// Events not handed to the broker because the bounded queue was full; anti-entropy heals them.
     broker_dropped_total: IntCounter;
     /// Times the broker's connection came back.
     broker_reconnects_total: IntCounter;
@@ -200,6 +200,8 @@ metrics! {
     broker_connected: IntGauge;
     /// Posts that have a viewer on this pod.
     watched_posts: IntGauge;
+    /// Events that a newer one of the same post replaced while both waited for the broker's connection.
+    broker_merged_total: IntCounter;
     /// Events received from the broker.
     broker_received_total: IntCounter;
     /// Events that arrived twice.

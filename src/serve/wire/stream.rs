@@ -138,7 +138,10 @@ mod tests {
         let mut few = stream(Beat::Comment);
         let epoch = Epoch(1);
         assert_eq!(few.format(epoch, &[state(1, 5), state(2, 7)]), Format::SseWithoutId);
-        assert!(text(&few.first(state(1, 5), &Format::SseWithoutId, Some(900))).starts_with("retry: 900\nid: 00000001;1.5,2.7\n"));
+        assert!(
+            text(&few.first(state(1, 5), &Format::SseWithoutId, Some(900)))
+                .starts_with("retry: 900\nid: 00000001;1.5,2.7\n")
+        );
         let update = Update::Snapshot(state(2, 8));
         assert!(text(&few.encode_private(&update, 1).unwrap()).starts_with("id: 00000001;1.5,2.8\n"));
 

@@ -1,0 +1,240 @@
+//! A pod from build to end: its parts, its two ports, its life in `run`.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use axum::Router;
+use http::HeaderValue;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::app::{App, Parts};
+use super::drain::{self, Drained};
+use super::watch::{Sink, Watch, WatchOptions};
+use super::wire::Wire;
+use super::{Config, Switch, admin, connection, router};
+use crate::broker::{BrokerOptions, BrokerTarget, LocalBus};
+use crate::hub::{EngineOptions, Hub};
+use crate::store::{LikeStore, StoreError, StoreOptions};
+
+/// How long a pod waits at its start for a database and a broker that are starting too.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Keys are swept about this often.
+const SWEEP: Duration = Duration::from_secs(600);
+
+/// One pod, its ports bound, not yet serving.
+#[derive(Debug)]
+pub struct Pod {
+    name: String,
+    app: Arc<App>,
+    public: TcpListener,
+    admin: TcpListener,
+    addresses: (SocketAddr, SocketAddr),
+}
+
+/// Connects, binds, and returns the pods of this process: one, or `--pods` that share the database and the broker.
+///
+/// # Errors
+/// One line for the user: what is wrong and what to do.
+pub async fn build(config: &Config) -> anyhow::Result<Vec<Pod>> {
+    let ports = (0..config.pods.get()).map(|index| Ok((numbered(&config.pod_name, index), bind(config, index)?)));
+    let ports: Vec<_> = ports.collect::<anyhow::Result<_>>()?;
+    let options = StoreOptions { startup_timeout: PATIENCE, ..StoreOptions::default() };
+    let store = LikeStore::connect(&config.database_url, options).await;
+    let store = store.map_err(|error| unreachable_database(&config.database_url, &error))?;
+    let epoch = if config.new_epoch { store.new_epoch().await } else { store.epoch().await };
+    let epoch = epoch.map_err(|error| unreachable_database(&config.database_url, &error))?;
+    let bus = LocalBus::default();
+    let mut pods = Vec::new();
+    for (name, (public, admin)) in ports {
+        let hub = hub(config)?;
+        let (watch, broker) = {
+            let target = target(config, &name, &bus)?;
+            let broker = BrokerOptions { connect_timeout: PATIENCE, ..BrokerOptions::default() };
+            let watch = WatchOptions { anti_entropy: config.anti_entropy == Switch::On, ..WatchOptions::default() };
+            let started = Watch::start(store.clone(), &target, broker, sink(&hub), watch).await;
+            started.map_err(|error| anyhow!("{error} (--nats-url or NATS_URL; `local` needs no server)"))?
+        };
+        let label = HeaderValue::from_str(&name).context("--pod-name is printable ASCII")?;
+        let parts = Parts { config: config.clone(), pod: label, epoch, store: store.clone(), watch, broker, hub };
+        let addresses = (public.local_addr()?, admin.local_addr()?);
+        pods.push(Pod { name, app: App::new(parts), public, admin, addresses });
+    }
+    Ok(pods)
+}
+
+impl Pod {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it serves the public.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.addresses.0
+    }
+
+    /// Where it serves its operator.
+    #[must_use]
+    pub fn admin_address(&self) -> SocketAddr {
+        self.addresses.1
+    }
+
+    /// Serves until `shutdown`, then drains; returns when everything of the pod has ended, the shared database apart.
+    ///
+    /// # Errors
+    /// When a port fails for good.
+    pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<Drained> {
+        let Self { name, app, public, admin, .. } = self;
+        let closing = CancellationToken::new();
+        let stats = Arc::clone(&app.stats);
+        let options = connection::Options::default();
+        let service = connection::serve::<Wire>(public, router::public(&app), options, stats, closing.clone());
+        let public = AbortOnDropHandle::new(tokio::spawn(service));
+        let _admin = AbortOnDropHandle::new(tokio::spawn(serve_admin(admin, admin::router(&app))));
+        let _checks = AbortOnDropHandle::new(tokio::spawn(check_database(Arc::clone(&app))));
+        let _sweeps = AbortOnDropHandle::new(tokio::spawn(sweep_keys(Arc::clone(&app))));
+        tokio::pin!(public);
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            ended = &mut public => {
+                ended.context("the public port's task")?.context("the public port")?;
+                return Err(anyhow!("the public port closed by itself"));
+            }
+        }
+        let drained = drain::run(&app, &name, async {
+            closing.cancel();
+            drop(public.await);
+        });
+        Ok(drained.await)
+    }
+
+    /// What closes the database's connections, once every pod that shares them has ended.
+    pub(super) fn store(&self) -> LikeStore {
+        self.app.store.clone()
+    }
+}
+
+/// `pod-1`, `pod-2`, … or `name`, `name-2`, ….
+fn numbered(name: &str, index: usize) -> String {
+    let (stem, first) = match name.rsplit_once('-').map(|(stem, number)| (stem, number.parse::<usize>())) {
+        Some((stem, Ok(first))) => (stem, first),
+        _ if index == 0 => return name.into(),
+        _ => (name, 1),
+    };
+    format!("{stem}-{}", first + index)
+}
+
+fn bind(config: &Config, index: usize) -> anyhow::Result<(TcpListener, TcpListener)> {
+    let listen = |address: SocketAddr, flag: &str| {
+        let mut address = address;
+        if address.port() != 0 {
+            let port = u16::try_from(index).ok().and_then(|index| address.port().checked_add(index));
+            address.set_port(port.ok_or_else(|| anyhow!("there are not so many ports after {address}"))?);
+        }
+        listener(address).map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                anyhow!("another process listens on {address}: end it, or choose another {flag} (port 0: any free one)")
+            }
+            _ => anyhow!("cannot listen on {address}: {error}; choose another {flag}"),
+        })
+    };
+    Ok((listen(config.listen, "--listen")?, listen(config.admin_listen, "--admin-listen")?))
+}
+
+fn listener(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(4096)
+}
+
+fn hub(config: &Config) -> anyhow::Result<Hub<Wire>> {
+    let options = EngineOptions { write_timeout: config.write_timeout, ..EngineOptions::default() };
+    Hub::start(config.engine_threads.get(), &options).context("the engine's threads")
+}
+
+fn sink(hub: &Hub<Wire>) -> Sink {
+    let (to, from) = (hub.clone(), hub.clone());
+    Sink {
+        publish: Box::new(move |update, gap| to.publish(update, gap)),
+        forget: Box::new(move |post| from.forget(post)),
+    }
+}
+
+fn target(config: &Config, name: &str, bus: &LocalBus) -> anyhow::Result<BrokerTarget> {
+    match config.nats_url.as_str() {
+        "local" => Ok(BrokerTarget::Local(bus.clone())),
+        url if url.contains("://") => Ok(BrokerTarget::Nats { url: url.into(), name: name.into() }),
+        _ => Err(anyhow!("--nats-url is nats://host:4222, or `local` for pods of this one process")),
+    }
+}
+
+fn unreachable_database(url: &str, error: &StoreError) -> anyhow::Error {
+    let url = without_password(url);
+    anyhow!(
+        "cannot use the database {url}: {error}; does it run, and do user and password fit? (--database-url or DATABASE_URL)"
+    )
+}
+
+fn without_password(url: &str) -> String {
+    let hidden = url.split_once("://").and_then(|(scheme, rest)| {
+        let (login, host) = rest.rsplit_once('@')?;
+        let (user, _) = login.split_once(':')?;
+        Some(format!("{scheme}://{user}:…@{host}"))
+    });
+    hidden.unwrap_or_else(|| url.into())
+}
+
+async fn serve_admin(listener: TcpListener, router: Router) {
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!(%error, "the admin port");
+    }
+}
+
+/// Readiness must be fast, so it looks at the last answer; a database that hangs counts as down after one second.
+async fn check_database(app: Arc<App>) {
+    let mut every = tokio::time::interval(Duration::from_secs(1));
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let up = matches!(tokio::time::timeout(Duration::from_secs(1), app.store.ping()).await, Ok(Ok(())));
+        if app.database_up.swap(up, Ordering::AcqRel) != up {
+            tracing::warn!(up, "the database");
+        }
+    }
+}
+
+async fn sweep_keys(app: Arc<App>) {
+    loop {
+        tokio::time::sleep(SWEEP.mul_f64(rand::random_range(0.5..=1.5))).await;
+        if let Err(error) = app.store.sweep_keys().await {
+            tracing::warn!(%error, "old keys stay for now");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_count_on_from_the_first_name() {
+        assert_eq!(numbered("pod-1", 0), "pod-1");
+        assert_eq!(numbered("pod-4", 2), "pod-6");
+        assert_eq!((numbered("a", 0), numbered("a", 1)), ("a".into(), "a-2".into()));
+    }
+
+    #[test]
+    fn a_password_is_not_repeated() {
+        assert_eq!(without_password("mysql://u:p@ss@h/db"), "mysql://u:…@h/db");
+        assert_eq!(without_password("sqlite:a.db"), "sqlite:a.db");
+    }
+}
