@@ -12,7 +12,6 @@ use crate::domain::{Epoch, LikesState, MAX_SAFE_INTEGER, PostId, Version};
 /// Requests with a key that are under way in this process.
 mod flights;
 /// What is asked for and what comes of it.
-#[allow(dead_code, reason = "not built yet")]
 mod like;
 /// MySQL and MariaDB.
 mod mysql;
@@ -102,7 +101,6 @@ pub struct StoreCounters {
     pub timeouts: AtomicU64,
 }
 
-#[allow(dead_code, reason = "not built yet")]
 impl StoreCounters {
     fn count(counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::Relaxed);
@@ -222,7 +220,7 @@ impl LikeStore {
             Self::Sqlite(store) => (store.flights(), store.options().lock_timeout),
         };
         // Within this process a duplicate waits here, without a connection; between processes it waits for the post's row.
-        let _flight = match &request.key {
+        let flight = match &request.key {
             Some(key) => match flights.board(&request.who, key, wait).await? {
                 flights::Seat::First(flight) => Some(flight),
                 flights::Seat::After(payload_hash, outcome) => {
@@ -235,7 +233,7 @@ impl LikeStore {
             Self::MySql(store) => store.apply(request).await,
             Self::Sqlite(store) => store.apply(request).await,
         };
-        if let (Some(flight), Ok(outcome)) = (_flight, &outcome) {
+        if let (Some(flight), Ok(outcome)) = (flight, &outcome) {
             flight.land(outcome);
         }
         outcome
@@ -294,13 +292,11 @@ impl LikeStore {
 
 /// The post's row under its lock, and what a request makes of it. Pure: both databases share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code, reason = "not built yet")]
 struct Row {
     likes: u64,
     version: u64,
 }
 
-#[allow(dead_code, reason = "not built yet")]
 impl Row {
     /// The row after `op`, or `None` when nothing changes: a count never falls below 0.
     fn after(self, op: LikeOp) -> Result<Option<Self>, StoreError> {

@@ -1,60 +1,292 @@
-//! MySQL and MariaDB: SELECT … FOR UPDATE, READ COMMITTED.
+//! MySQL and MariaDB: connections, bounded time, retries. The transactions themselves are in `mysql/write.rs`.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use rand::RngExt;
+use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlPoolOptions};
+use sqlx::pool::PoolConnection;
+use sqlx::{ConnectOptions, Connection, Executor, MySqlPool};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::flights::Flights;
 use super::{Lane, LikeOutcome, LikeRequest, Post, StoreCounters, StoreError, StoreOptions, StoredState};
-use crate::domain::{Epoch, PostId};
+use crate::domain::{Epoch, LikesState, PostId, Version, unix_micros};
+use failure::Failure;
+
+/// What the database's errors mean.
+mod failure;
+/// Tables, brought up to date by one pod at a time.
+mod schema;
+/// The transactions of a like.
+mod write;
+
+/// Least time a COMMIT is waited for, whatever was used up before: an unknown outcome is worse than a late one.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Sizes of `in (…)` lists: a batch is filled up with repeats to the next one, so that few statements are prepared.
+const BATCHES: [usize; 4] = [1, 8, 64, 256];
+
+/// Keys removed per transaction.
+const SWEEP: u32 = 1000;
 
 /// The store.
 #[derive(Debug, Clone)]
 pub struct MySql {
-    options: std::sync::Arc<StoreOptions>,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    pool: MySqlPool,
+    repair: MySqlPool,
+    options: StoreOptions,
     flights: Flights,
-    counters: std::sync::Arc<StoreCounters>,
+    counters: StoreCounters,
 }
 
-#[allow(clippy::unused_async, clippy::unused_self, clippy::needless_pass_by_value, reason = "not built yet")]
 impl MySql {
-    pub(super) async fn connect(_url: &str, _options: StoreOptions) -> Result<Self, StoreError> {
-        Err(not_yet())
+    pub(super) async fn connect(url: &str, options: StoreOptions) -> Result<Self, StoreError> {
+        let connect: MySqlConnectOptions = url.parse().map_err(|e: sqlx::Error| StoreError::BadUrl(e.to_string()))?;
+        let connect = connect.disable_statement_logging();
+        schema::migrate(&connect, &options).await?;
+        let pool = pool_options(&options).max_connections(options.max_connections).connect_lazy_with(connect.clone());
+        let repair = pool_options(&options).max_connections(1).connect_lazy_with(connect);
+        let (flights, counters) = (Flights::default(), StoreCounters::default());
+        Ok(Self { inner: Arc::new(Inner { pool, repair, options, flights, counters }) })
     }
+
     pub(super) fn options(&self) -> &StoreOptions {
-        &self.options
+        &self.inner.options
     }
+
     pub(super) fn flights(&self) -> &Flights {
-        &self.flights
+        &self.inner.flights
     }
+
     pub(super) fn counters(&self) -> &StoreCounters {
-        &self.counters
+        &self.inner.counters
     }
+
     pub(super) async fn epoch(&self) -> Result<Epoch, StoreError> {
-        Err(not_yet())
+        let epoch: u32 = self.run(Lane::Requests, async |conn| schema::epoch(conn).await).await?;
+        Ok(Epoch(epoch))
     }
+
     pub(super) async fn new_epoch(&self) -> Result<Epoch, StoreError> {
-        Err(not_yet())
+        let epoch = rand::random();
+        let draw = "insert into epoch (id, value) values (1, ?) on duplicate key update value = ?";
+        self.run(Lane::Requests, async |conn| sqlx::query(draw).bind(epoch).bind(epoch).execute(conn).await).await?;
+        Ok(Epoch(epoch))
     }
-    pub(super) async fn create_post(&self, _title: &str) -> Result<Post, StoreError> {
-        Err(not_yet())
+
+    pub(super) async fn create_post(&self, title: &str) -> Result<Post, StoreError> {
+        let now = unix_micros();
+        let insert = "insert into posts (title, created_at, changed_at) values (?, ?, ?)";
+        let done = self
+            .run_once(Lane::Requests, async |conn| {
+                sqlx::query(insert).bind(title).bind(now).bind(now).execute(conn).await
+            })
+            .await?;
+        let id = PostId::new(done.last_insert_id()).ok_or(StoreError::Limit("there are 2^53 posts"))?;
+        Ok(Post { id, title: title.into(), created_at: now })
     }
-    pub(super) async fn post(&self, _post: PostId) -> Result<Post, StoreError> {
-        Err(not_yet())
+
+    pub(super) async fn post(&self, id: PostId) -> Result<Post, StoreError> {
+        let select = "select title, created_at from posts where id = ?";
+        let row: Option<(String, u64)> = self
+            .run(Lane::Requests, async |conn| sqlx::query_as(select).bind(id.get()).fetch_optional(conn).await)
+            .await?;
+        let (title, created_at) = row.ok_or(StoreError::UnknownPost)?;
+        Ok(Post { id, title, created_at })
     }
-    pub(super) async fn read(&self, _lane: Lane, _posts: &[PostId]) -> Result<Vec<StoredState>, StoreError> {
-        Err(not_yet())
+
+    pub(super) async fn read(&self, lane: Lane, posts: &[PostId]) -> Result<Vec<StoredState>, StoreError> {
+        let mut states = Vec::with_capacity(posts.len());
+        for batch in posts.chunks(BATCHES[BATCHES.len() - 1]) {
+            let size = BATCHES.into_iter().find(|size| *size >= batch.len()).unwrap_or(batch.len());
+            let list = vec!["?"; size].join(",");
+            // Only question marks are put into the text.
+            let select = format!("select id, likes, version, changed_at from posts where id in ({list})");
+            let rows: Vec<(u64, u64, u64, u64)> = self
+                .run(lane, async |conn| {
+                    let mut query = sqlx::query_as(sqlx::AssertSqlSafe(select.clone()));
+                    for at in 0..size {
+                        query = query.bind(batch[at.min(batch.len() - 1)].get());
+                    }
+                    query.fetch_all(conn).await
+                })
+                .await?;
+            states.extend(rows.into_iter().filter_map(|(id, likes, version, changed_at)| {
+                let state = LikesState { post_id: PostId::new(id)?, likes, version: Version(version) };
+                Some(StoredState { state, changed_at })
+            }));
+        }
+        Ok(states)
     }
-    pub(super) async fn apply(&self, _request: &LikeRequest) -> Result<LikeOutcome, StoreError> {
-        Err(not_yet())
+
+    pub(super) async fn apply(&self, request: &LikeRequest) -> Result<LikeOutcome, StoreError> {
+        let Inner { options, counters, .. } = &*self.inner;
+        let started = Instant::now();
+        let deadline = started + options.operation_timeout;
+        let (mut lock_errors, mut broken) = (0, 0);
+        loop {
+            let mut conn = self.acquire(Lane::Requests, deadline).await?;
+            let failure = match write::attempt(&mut conn, request, options, started, deadline).await {
+                Ok(outcome) => return Ok(outcome),
+                Err(failure) => failure,
+            };
+            match failure {
+                Failure::Refused(error) => return Err(error),
+                Failure::Contended if lock_errors < options.lock_retries => {
+                    lock_errors += 1;
+                    StoreCounters::count(&counters.retries);
+                    drop(conn);
+                    let pause = Duration::from_micros(rand::rng().random_range(500..5_000) << lock_errors);
+                    sleep(pause).await;
+                }
+                Failure::Contended => return Err(StoreError::Contended),
+                Failure::LockTimeout => {
+                    let first_is_under_way = write::key_in_flight(&mut conn, request).await;
+                    return Err(if first_is_under_way { StoreError::KeyInFlight } else { StoreError::Contended });
+                }
+                // The pool does not test connections before use: after a restart of the database each of them may be dead.
+                Failure::Broken(cause) => {
+                    conn.close_on_drop();
+                    broken += 1;
+                    if broken > options.max_connections + 1 || Instant::now() >= deadline {
+                        return Err(StoreError::Unavailable { cause });
+                    }
+                    StoreCounters::count(&counters.reconnects);
+                }
+                Failure::TimedOut => {
+                    conn.close_on_drop();
+                    StoreCounters::count(&counters.timeouts);
+                    return Err(StoreError::Timeout(options.operation_timeout));
+                }
+                Failure::Unknown(cause) => {
+                    conn.close_on_drop();
+                    StoreCounters::count(&counters.timeouts);
+                    return Err(StoreError::OutcomeUnknown { cause });
+                }
+            }
+        }
     }
+
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        Err(not_yet())
+        self.run(Lane::Repair, async |conn| conn.ping().await).await
     }
-    pub(super) async fn sweep_keys(&self, _age: Duration) -> Result<u64, StoreError> {
-        Err(not_yet())
+
+    pub(super) async fn sweep_keys(&self, age: Duration) -> Result<u64, StoreError> {
+        let before = unix_micros().saturating_sub(u64::try_from(age.as_micros()).unwrap_or(u64::MAX));
+        let delete = "delete from idempotency_keys where created_at < ? limit ?";
+        let mut swept = 0;
+        loop {
+            let done = self
+                .run(Lane::Repair, async |conn| sqlx::query(delete).bind(before).bind(SWEEP).execute(conn).await)
+                .await?;
+            swept += done.rows_affected();
+            if done.rows_affected() < u64::from(SWEEP) {
+                return Ok(swept);
+            }
+        }
     }
-    pub(super) async fn close(&self) {}
+
+    pub(super) async fn close(&self) {
+        self.inner.pool.close().await;
+        self.inner.repair.close().await;
+    }
+
+    async fn acquire(&self, lane: Lane, deadline: Instant) -> Result<PoolConnection<sqlx::MySql>, StoreError> {
+        let pool = match lane {
+            Lane::Requests => &self.inner.pool,
+            Lane::Repair => &self.inner.repair,
+        };
+        match timeout_at(deadline, pool.acquire()).await {
+            Ok(Ok(conn)) => Ok(conn),
+            Ok(Err(e)) => Err(StoreError::Unavailable { cause: format!("no connection: {e}") }),
+            Err(_) => Err(StoreError::Timeout(self.inner.options.operation_timeout)),
+        }
+    }
+
+    /// Runs one statement that may be repeated, in bounded time; again when the connection was found dead.
+    async fn run<T>(
+        &self,
+        lane: Lane,
+        work: impl AsyncFn(&mut MySqlConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        self.run_up_to(self.inner.options.max_connections + 2, lane, work).await
+    }
+
+    /// Runs one statement that must not be repeated once it was sent.
+    async fn run_once<T>(
+        &self,
+        lane: Lane,
+        work: impl AsyncFn(&mut MySqlConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        // A dead connection is found by a ping, which may be repeated.
+        self.run_up_to(1, lane, async |conn| {
+            conn.ping().await?;
+            work(conn).await
+        })
+        .await
+    }
+
+    async fn run_up_to<T>(
+        &self,
+        attempts: u32,
+        lane: Lane,
+        work: impl AsyncFn(&mut MySqlConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        let limit = self.inner.options.operation_timeout;
+        let deadline = Instant::now() + limit;
+        for attempt in 1.. {
+            let mut conn = self.acquire(lane, deadline).await?;
+            let failure = match timeout_at(deadline, work(&mut conn)).await {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(e)) => Failure::from(e),
+                Err(_) => Failure::TimedOut,
+            };
+            if failure.leaves_connection_unusable() {
+                conn.close_on_drop();
+            }
+            match failure {
+                Failure::Broken(_) if attempt < attempts => StoreCounters::count(&self.inner.counters.reconnects),
+                Failure::TimedOut => StoreCounters::count(&self.inner.counters.timeouts),
+                _ => {}
+            }
+            if attempt >= attempts || !matches!(failure, Failure::Broken(_)) {
+                return Err(failure.into_store_error(limit));
+            }
+        }
+        Err(StoreError::Timeout(limit))
+    }
 }
 
-fn not_yet() -> StoreError {
-    StoreError::Unavailable { cause: "not built yet".into() }
+/// PERFORMANCE §3: no ping before every use; a lock wait of our own; no gap locks; nobody keeps a row for ever.
+fn pool_options(options: &StoreOptions) -> MySqlPoolOptions {
+    let lock_seconds = options.lock_timeout.as_secs_f64().ceil().max(1.0);
+    let idle_seconds = options.operation_timeout.as_secs_f64().ceil().max(1.0);
+    // A pod that hangs with a row locked is thrown out by MariaDB; MySQL takes this part for a comment.
+    let session = format!(
+        "set session innodb_lock_wait_timeout = {lock_seconds} /*M!100300 , idle_transaction_timeout = {idle_seconds} */"
+    );
+    MySqlPoolOptions::new()
+        .acquire_timeout(options.acquire_timeout)
+        .test_before_acquire(false)
+        .max_lifetime(Duration::from_secs(30 * 60))
+        .idle_timeout(Duration::from_secs(10 * 60))
+        .after_connect(move |conn, _| {
+            let session = session.clone();
+            Box::pin(async move {
+                conn.execute("set session transaction isolation level read committed").await?;
+                conn.execute(sqlx::AssertSqlSafe(session)).await?;
+                Ok(())
+            })
+        })
+}
+
+/// Ends a transaction within `COMMIT_PATIENCE`; false when the connection is no longer usable.
+async fn rollback(transaction: sqlx::Transaction<'_, sqlx::MySql>) -> bool {
+    matches!(timeout(COMMIT_PATIENCE, transaction.rollback()).await, Ok(Ok(())))
 }

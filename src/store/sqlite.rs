@@ -1,60 +1,223 @@
-//! SQLite for the embedded stack: BEGIN IMMEDIATE, WAL.
+//! SQLite for the embedded stack: one writer (`BEGIN IMMEDIATE`), readers beside it (WAL). All pods of a process share one.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{ConnectOptions, Connection};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::flights::Flights;
 use super::{Lane, LikeOutcome, LikeRequest, Post, StoreCounters, StoreError, StoreOptions, StoredState};
-use crate::domain::{Epoch, PostId};
+use crate::domain::{Epoch, LikesState, PostId, Version, unix_micros};
+
+/// The transactions of a like.
+mod write;
+
+/// Readers: SQLite serves them in this process, more would not be faster.
+const READERS: u32 = 4;
 
 /// The store.
 #[derive(Debug, Clone)]
 pub struct Sqlite {
-    options: std::sync::Arc<StoreOptions>,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    writer: SqlitePool,
+    readers: SqlitePool,
+    options: StoreOptions,
     flights: Flights,
-    counters: std::sync::Arc<StoreCounters>,
+    counters: StoreCounters,
 }
 
-#[allow(clippy::unused_async, clippy::unused_self, clippy::needless_pass_by_value, reason = "not built yet")]
 impl Sqlite {
-    pub(super) async fn connect(_url: &str, _options: StoreOptions) -> Result<Self, StoreError> {
-        Err(not_yet())
+    pub(super) async fn connect(url: &str, options: StoreOptions) -> Result<Self, StoreError> {
+        let path = url.strip_prefix("sqlite:").unwrap_or(url);
+        let path = path.strip_prefix("//").unwrap_or(path);
+        if path.is_empty() || path.contains(":memory:") {
+            return Err(StoreError::BadUrl("sqlite: is followed by the path of a file".into()));
+        }
+        // FULL: an acknowledged like survives a power cut, as with MySQL's innodb_flush_log_at_trx_commit = 1.
+        let connect = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(options.lock_timeout)
+            .disable_statement_logging();
+        let pool = || {
+            let pool = SqlitePoolOptions::new().acquire_timeout(options.acquire_timeout).test_before_acquire(false);
+            pool.idle_timeout(None).max_lifetime(None)
+        };
+        let writer = pool().max_connections(1).connect_lazy_with(connect.clone());
+        let readers = pool().max_connections(READERS).connect_lazy_with(connect);
+        let (flights, counters) = (Flights::default(), StoreCounters::default());
+        let store = Self { inner: Arc::new(Inner { writer, readers, options, flights, counters }) };
+        store.migrate().await.map_err(|e| match e {
+            StoreError::Unavailable { cause } => StoreError::Unavailable { cause: format!("{path}: {cause}") },
+            other => other,
+        })?;
+        Ok(store)
     }
+
     pub(super) fn options(&self) -> &StoreOptions {
-        &self.options
+        &self.inner.options
     }
+
     pub(super) fn flights(&self) -> &Flights {
-        &self.flights
+        &self.inner.flights
     }
+
     pub(super) fn counters(&self) -> &StoreCounters {
-        &self.counters
+        &self.inner.counters
     }
+
+    /// Inside one `BEGIN IMMEDIATE`: of two processes that start at once, one waits.
+    async fn migrate(&self) -> Result<(), StoreError> {
+        let first: u32 = rand::random();
+        self.run(&self.inner.writer, async |conn| {
+            let mut transaction = conn.begin_with("begin immediate").await?;
+            let mut migrator = sqlx::migrate!("src/store/migrations/sqlite");
+            migrator.set_ignore_missing(true);
+            migrator.run(&mut *transaction).await.map_err(|e| sqlx::Error::Protocol(e.to_string()))?;
+            let draw = sqlx::query("insert or ignore into epoch (id, value) values (1, ?)").bind(first);
+            draw.execute(&mut *transaction).await?;
+            transaction.commit().await
+        })
+        .await
+    }
+
     pub(super) async fn epoch(&self) -> Result<Epoch, StoreError> {
-        Err(not_yet())
+        let select = "select value from epoch where id = 1";
+        let epoch: u32 =
+            self.run(&self.inner.readers, async |conn| sqlx::query_scalar(select).fetch_one(conn).await).await?;
+        Ok(Epoch(epoch))
     }
+
     pub(super) async fn new_epoch(&self) -> Result<Epoch, StoreError> {
-        Err(not_yet())
+        let epoch: u32 = rand::random();
+        let draw = "insert or replace into epoch (id, value) values (1, ?)";
+        self.run(&self.inner.writer, async |conn| sqlx::query(draw).bind(epoch).execute(conn).await).await?;
+        Ok(Epoch(epoch))
     }
-    pub(super) async fn create_post(&self, _title: &str) -> Result<Post, StoreError> {
-        Err(not_yet())
+
+    pub(super) async fn create_post(&self, title: &str) -> Result<Post, StoreError> {
+        let created_at = unix_micros();
+        let now = created_at.cast_signed();
+        let insert = "insert into posts (title, created_at, changed_at) values (?, ?, ?)";
+        let done = self
+            .run(&self.inner.writer, async |conn| {
+                sqlx::query(insert).bind(title).bind(now).bind(now).execute(conn).await
+            })
+            .await?;
+        let id =
+            PostId::new(done.last_insert_rowid().cast_unsigned()).ok_or(StoreError::Limit("there are 2^53 posts"))?;
+        Ok(Post { id, title: title.into(), created_at })
     }
-    pub(super) async fn post(&self, _post: PostId) -> Result<Post, StoreError> {
-        Err(not_yet())
+
+    pub(super) async fn post(&self, id: PostId) -> Result<Post, StoreError> {
+        let select = "select title, created_at from posts where id = ?";
+        let row: Option<(String, i64)> = self
+            .run(&self.inner.readers, async |conn| {
+                sqlx::query_as(select).bind(id.get().cast_signed()).fetch_optional(conn).await
+            })
+            .await?;
+        let (title, created_at) = row.ok_or(StoreError::UnknownPost)?;
+        Ok(Post { id, title, created_at: created_at.cast_unsigned() })
     }
-    pub(super) async fn read(&self, _lane: Lane, _posts: &[PostId]) -> Result<Vec<StoredState>, StoreError> {
-        Err(not_yet())
+
+    pub(super) async fn read(&self, _lane: Lane, posts: &[PostId]) -> Result<Vec<StoredState>, StoreError> {
+        let mut states = Vec::with_capacity(posts.len());
+        for batch in posts.chunks(256) {
+            // Numbers only, as JSON: one statement for every length.
+            let ids = serde_json::to_string(batch).unwrap_or_default();
+            let select =
+                "select id, likes, version, changed_at from posts where id in (select value from json_each(?))";
+            let rows: Vec<(i64, i64, i64, i64)> = self
+                .run(&self.inner.readers, async |conn| sqlx::query_as(select).bind(&ids).fetch_all(conn).await)
+                .await?;
+            states.extend(rows.into_iter().filter_map(|(id, likes, version, changed_at)| {
+                let post_id = PostId::new(id.cast_unsigned())?;
+                let state =
+                    LikesState { post_id, likes: likes.cast_unsigned(), version: Version(version.cast_unsigned()) };
+                Some(StoredState { state, changed_at: changed_at.cast_unsigned() })
+            }));
+        }
+        Ok(states)
     }
-    pub(super) async fn apply(&self, _request: &LikeRequest) -> Result<LikeOutcome, StoreError> {
-        Err(not_yet())
+
+    pub(super) async fn apply(&self, request: &LikeRequest) -> Result<LikeOutcome, StoreError> {
+        let Inner { writer, options, counters, .. } = &*self.inner;
+        let started = Instant::now();
+        let limit = options.operation_timeout;
+        let mut conn = match timeout_at(started + limit, writer.acquire()).await {
+            Ok(conn) => conn.map_err(|e| failure(&e))?,
+            Err(_) => return Err(StoreError::Timeout(limit)),
+        };
+        match timeout_at(started + limit, write::transaction(&mut conn, request, options.write, started)).await {
+            Ok(result) => result,
+            // Between BEGIN and COMMIT nothing leaves this process: either SQLite is done, or it rolls back. Which of both,
+            // is not known here.
+            Err(_) => {
+                conn.close_on_drop();
+                StoreCounters::count(&counters.timeouts);
+                Err(StoreError::OutcomeUnknown { cause: format!("the file did not answer within {limit:?}") })
+            }
+        }
     }
+
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        Err(not_yet())
+        self.run(&self.inner.readers, async |conn| conn.ping().await).await
     }
-    pub(super) async fn sweep_keys(&self, _age: Duration) -> Result<u64, StoreError> {
-        Err(not_yet())
+
+    pub(super) async fn sweep_keys(&self, age: Duration) -> Result<u64, StoreError> {
+        let before = unix_micros().saturating_sub(u64::try_from(age.as_micros()).unwrap_or(u64::MAX)).cast_signed();
+        let delete = "delete from idempotency_keys where (who, scope, value) in \
+            (select who, scope, value from idempotency_keys where created_at < ? limit 1000)";
+        let mut swept = 0;
+        loop {
+            let done = self
+                .run(&self.inner.writer, async |conn| sqlx::query(delete).bind(before).execute(conn).await)
+                .await?
+                .rows_affected();
+            swept += done;
+            if done < 1000 {
+                return Ok(swept);
+            }
+        }
     }
-    pub(super) async fn close(&self) {}
+
+    pub(super) async fn close(&self) {
+        self.inner.writer.close().await;
+        self.inner.readers.close().await;
+    }
+
+    async fn run<T>(
+        &self,
+        pool: &SqlitePool,
+        work: impl AsyncFn(&mut SqliteConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        let limit = self.inner.options.operation_timeout;
+        let operation = async {
+            let mut conn = pool.acquire().await.map_err(|e| failure(&e))?;
+            work(&mut conn).await.map_err(|e| failure(&e))
+        };
+        timeout(limit, operation).await.unwrap_or_else(|_| {
+            StoreCounters::count(&self.inner.counters.timeouts);
+            Err(StoreError::Timeout(limit))
+        })
+    }
 }
 
-fn not_yet() -> StoreError {
-    StoreError::Unavailable { cause: "not built yet".into() }
+/// `SQLITE_BUSY` and `SQLITE_LOCKED`, with their extended codes, mean another writer.
+fn failure(error: &sqlx::Error) -> StoreError {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    match code.and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff) {
+        Some(5 | 6) => StoreError::Contended,
+        _ => StoreError::Unavailable { cause: error.to_string() },
+    }
 }

@@ -1,0 +1,60 @@
+//! What an error of the database or the driver means for the operation.
+
+use std::time::Duration;
+
+use sqlx::mysql::MySqlDatabaseError;
+
+use crate::store::StoreError;
+
+/// Why an attempt did not succeed.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The answer is final.
+    Refused(StoreError),
+    /// A deadlock or the like: the whole transaction is rolled back and may be repeated.
+    Contended,
+    /// The row stayed locked for the whole lock time-out.
+    LockTimeout,
+    /// The connection is dead; nothing was committed on it.
+    Broken(String),
+    /// The operation's time has passed; nothing was committed.
+    TimedOut,
+    /// COMMIT was sent and not answered.
+    Unknown(String),
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        let Some(number) = error
+            .as_database_error()
+            .and_then(|e| e.try_downcast_ref::<MySqlDatabaseError>())
+            .map(MySqlDatabaseError::number)
+        else {
+            return Self::Broken(error.to_string());
+        };
+        match number {
+            // Deadlock; duplicate key in a race; "record has changed since last read" (MariaDB).
+            1213 | 1062 | 1020 => Self::Contended,
+            1205 => Self::LockTimeout,
+            // Server shutdown, too many connections, killed, idle transaction ended, disconnected for inactivity.
+            1053 | 1040 | 1317 | 1927 | 4031 => Self::Broken(error.to_string()),
+            _ => Self::Refused(StoreError::Unavailable { cause: error.to_string() }),
+        }
+    }
+}
+
+impl Failure {
+    pub(super) const fn leaves_connection_unusable(&self) -> bool {
+        matches!(self, Self::Broken(_) | Self::TimedOut | Self::Unknown(_))
+    }
+
+    pub(super) fn into_store_error(self, limit: Duration) -> StoreError {
+        match self {
+            Self::Refused(error) => error,
+            Self::Contended | Self::LockTimeout => StoreError::Contended,
+            Self::Broken(cause) => StoreError::Unavailable { cause },
+            Self::TimedOut => StoreError::Timeout(limit),
+            Self::Unknown(cause) => StoreError::OutcomeUnknown { cause },
+        }
+    }
+}
