@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use rand::RngExt;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlPoolOptions};
 use sqlx::pool::PoolConnection;
@@ -29,6 +30,9 @@ const BATCHES: [usize; 4] = [1, 8, 64, 256];
 
 /// Keys removed per transaction.
 const SWEEP: u32 = 1000;
+
+/// One statement on its way.
+type Work<'c, T> = BoxFuture<'c, Result<T, sqlx::Error>>;
 
 /// The store.
 #[derive(Debug, Clone)]
@@ -69,14 +73,14 @@ impl MySql {
     }
 
     pub(super) async fn epoch(&self) -> Result<Epoch, StoreError> {
-        let epoch: u32 = self.run(Lane::Requests, async |conn| schema::epoch(conn).await).await?;
+        let epoch: u32 = self.run(Lane::Requests, |conn| Box::pin(schema::epoch(conn))).await?;
         Ok(Epoch(epoch))
     }
 
     pub(super) async fn new_epoch(&self) -> Result<Epoch, StoreError> {
-        let epoch = rand::random();
+        let epoch: u32 = rand::random();
         let draw = "insert into epoch (id, value) values (1, ?) on duplicate key update value = ?";
-        self.run(Lane::Requests, async |conn| sqlx::query(draw).bind(epoch).bind(epoch).execute(conn).await).await?;
+        self.run(Lane::Requests, move |conn| Box::pin(sqlx::query(draw).bind(epoch).bind(epoch).execute(conn))).await?;
         Ok(Epoch(epoch))
     }
 
@@ -84,8 +88,9 @@ impl MySql {
         let now = unix_micros();
         let insert = "insert into posts (title, created_at, changed_at) values (?, ?, ?)";
         let done = self
-            .run_once(Lane::Requests, async |conn| {
-                sqlx::query(insert).bind(title).bind(now).bind(now).execute(conn).await
+            .run_once(Lane::Requests, {
+                let title = title.to_owned();
+                move |conn| Box::pin(sqlx::query(insert).bind(title.clone()).bind(now).bind(now).execute(conn))
             })
             .await?;
         let id = PostId::new(done.last_insert_id()).ok_or(StoreError::Limit("there are 2^53 posts"))?;
@@ -95,7 +100,7 @@ impl MySql {
     pub(super) async fn post(&self, id: PostId) -> Result<Post, StoreError> {
         let select = "select title, created_at from posts where id = ?";
         let row: Option<(String, u64)> = self
-            .run(Lane::Requests, async |conn| sqlx::query_as(select).bind(id.get()).fetch_optional(conn).await)
+            .run(Lane::Requests, move |conn| Box::pin(sqlx::query_as(select).bind(id.get()).fetch_optional(conn)))
             .await?;
         let (title, created_at) = row.ok_or(StoreError::UnknownPost)?;
         Ok(Post { id, title, created_at })
@@ -108,13 +113,11 @@ impl MySql {
             let list = vec!["?"; size].join(",");
             // Only question marks are put into the text.
             let select = format!("select id, likes, version, changed_at from posts where id in ({list})");
+            let ids: Vec<u64> = (0..size).map(|at| batch[at.min(batch.len() - 1)].get()).collect();
             let rows: Vec<(u64, u64, u64, u64)> = self
-                .run(lane, async |conn| {
-                    let mut query = sqlx::query_as(sqlx::AssertSqlSafe(select.clone()));
-                    for at in 0..size {
-                        query = query.bind(batch[at.min(batch.len() - 1)].get());
-                    }
-                    query.fetch_all(conn).await
+                .run(lane, move |conn| {
+                    let query = sqlx::query_as(sqlx::AssertSqlSafe(select.clone()));
+                    Box::pin(ids.iter().fold(query, |query, id| query.bind(*id)).fetch_all(conn))
                 })
                 .await?;
             states.extend(rows.into_iter().filter_map(|(id, likes, version, changed_at)| {
@@ -174,7 +177,7 @@ impl MySql {
     }
 
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        self.run(Lane::Repair, async |conn| conn.ping().await).await
+        self.run(Lane::Repair, |conn| Box::pin(conn.ping())).await
     }
 
     pub(super) async fn sweep_keys(&self, age: Duration) -> Result<u64, StoreError> {
@@ -183,7 +186,7 @@ impl MySql {
         let mut swept = 0;
         loop {
             let done = self
-                .run(Lane::Repair, async |conn| sqlx::query(delete).bind(before).bind(SWEEP).execute(conn).await)
+                .run(Lane::Repair, move |conn| Box::pin(sqlx::query(delete).bind(before).bind(SWEEP).execute(conn)))
                 .await?;
             swept += done.rows_affected();
             if done.rows_affected() < u64::from(SWEEP) {
@@ -210,11 +213,7 @@ impl MySql {
     }
 
     /// Runs one statement that may be repeated, in bounded time; again when the connection was found dead.
-    async fn run<T>(
-        &self,
-        lane: Lane,
-        work: impl AsyncFn(&mut MySqlConnection) -> Result<T, sqlx::Error>,
-    ) -> Result<T, StoreError> {
+    async fn run<T>(&self, lane: Lane, work: impl Fn(&mut MySqlConnection) -> Work<'_, T>) -> Result<T, StoreError> {
         self.run_up_to(self.inner.options.max_connections + 2, lane, work).await
     }
 
@@ -222,21 +221,18 @@ impl MySql {
     async fn run_once<T>(
         &self,
         lane: Lane,
-        work: impl AsyncFn(&mut MySqlConnection) -> Result<T, sqlx::Error>,
+        work: impl Fn(&mut MySqlConnection) -> Work<'_, T>,
     ) -> Result<T, StoreError> {
-        // A dead connection is found by a ping, which may be repeated.
-        self.run_up_to(1, lane, async |conn| {
-            conn.ping().await?;
-            work(conn).await
-        })
-        .await
+        // Dead connections are found by pings, which may be repeated; the pool gives the one used last.
+        self.run(lane, |conn| Box::pin(conn.ping())).await?;
+        self.run_up_to(1, lane, work).await
     }
 
     async fn run_up_to<T>(
         &self,
         attempts: u32,
         lane: Lane,
-        work: impl AsyncFn(&mut MySqlConnection) -> Result<T, sqlx::Error>,
+        work: impl Fn(&mut MySqlConnection) -> Work<'_, T>,
     ) -> Result<T, StoreError> {
         let limit = self.inner.options.operation_timeout;
         let deadline = Instant::now() + limit;

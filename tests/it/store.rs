@@ -1,0 +1,315 @@
+//! The store against a real MariaDB and a real file: counted once, in bounded time, back without a restart.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use pushlab::domain::{PostId, Version};
+use pushlab::store::{IdempotencyKey, LikeOp, LikeOutcome, LikeRequest, LikeStore, StoreError, StoreOptions, Who};
+use sqlx::{Connection, Executor, MySqlConnection};
+use tokio::task::JoinSet;
+
+use crate::servers::MariaDb;
+
+/// Runs a test on both databases.
+macro_rules! on_both {
+    ($($name:ident)*) => { $(
+        mod $name {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn mariadb() {
+                super::$name(&crate::servers::MariaDb::shared().database().await).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn sqlite() {
+                let folder = tempfile::tempdir().unwrap();
+                super::$name(&format!("sqlite:{}", folder.path().join("likes.db").display())).await;
+            }
+        }
+    )* };
+}
+
+on_both! {
+    pods_that_start_at_once_agree
+    each_of_300_concurrent_likes_gets_a_version_of_its_own
+    a_key_counts_once_however_often_it_is_sent
+    a_user_has_one_like
+    the_count_never_falls_below_zero
+    unknown_posts_and_bad_requests_are_refused
+    old_keys_are_swept
+    reads_take_many_posts
+}
+
+async fn connect(url: &str) -> LikeStore {
+    LikeStore::connect(url, StoreOptions::default()).await.unwrap()
+}
+
+async fn new_post(store: &LikeStore) -> PostId {
+    store.create_post("a title").await.unwrap().id
+}
+
+fn like(post: PostId) -> LikeRequest {
+    LikeRequest::anonymous_like(post)
+}
+
+fn unlike(post: PostId) -> LikeRequest {
+    LikeRequest { op: LikeOp::Unlike, ..like(post) }
+}
+
+fn keyed(post: PostId, value: &str, payload: &[u8]) -> LikeRequest {
+    LikeRequest { key: Some(IdempotencyKey::new("POST /posts/x/likes", value, payload).unwrap()), ..like(post) }
+}
+
+async fn state(store: &LikeStore, post: PostId) -> (u64, u64) {
+    let state = store.read(&[post]).await.unwrap()[0].state;
+    (state.likes, state.version.0)
+}
+
+/// Sends all at once, over the stores in turn.
+async fn all(stores: &[LikeStore], requests: Vec<LikeRequest>) -> Vec<Result<LikeOutcome, StoreError>> {
+    let mut tasks = JoinSet::new();
+    for (i, request) in requests.into_iter().enumerate() {
+        let store = stores[i % stores.len()].clone();
+        tasks.spawn(async move { store.apply(&request).await });
+    }
+    tasks.join_all().await
+}
+
+async fn pods_that_start_at_once_agree(url: &str) {
+    let mut tasks = JoinSet::new();
+    for _ in 0..6 {
+        let url = url.to_owned();
+        tasks.spawn(async move { connect(&url).await.epoch().await.unwrap() });
+    }
+    let epochs: BTreeSet<u32> = tasks.join_all().await.into_iter().map(|epoch| epoch.0).collect();
+    assert_eq!(epochs.len(), 1, "{epochs:?}");
+    let store = connect(url).await;
+    let other = store.new_epoch().await.unwrap();
+    assert_eq!(connect(url).await.epoch().await.unwrap(), other);
+    assert!(!epochs.contains(&other.0));
+}
+
+async fn each_of_300_concurrent_likes_gets_a_version_of_its_own(url: &str) {
+    let stores = [connect(url).await, connect(url).await, connect(url).await];
+    let post = new_post(&stores[0]).await;
+    let outcomes = all(&stores, vec![like(post); 300]).await;
+    let outcomes: Vec<LikeOutcome> = outcomes.into_iter().map(Result::unwrap).collect();
+    let versions: BTreeSet<u64> = outcomes.iter().map(|o| o.state.version.0).collect();
+    assert_eq!(versions, (1..=300).collect());
+    for o in &outcomes {
+        assert!(o.changed && !o.replayed && o.committed_at > 0);
+        assert_eq!((o.state.likes, o.prev), (o.state.version.0, Version(o.state.version.0 - 1)));
+    }
+    assert_eq!(state(&stores[0], post).await, (300, 300));
+}
+
+async fn a_key_counts_once_however_often_it_is_sent(url: &str) {
+    let stores = [connect(url).await, connect(url).await];
+    let post = new_post(&stores[0]).await;
+    let outcomes = all(&stores, vec![keyed(post, "k", b""); 50]).await;
+    let outcomes: Vec<LikeOutcome> = outcomes.into_iter().map(Result::unwrap).collect();
+    assert_eq!(outcomes.iter().filter(|o| !o.replayed).count(), 1);
+    assert!(outcomes.iter().all(|o| o.changed && o.state.version == Version(1) && o.state.likes == 1));
+    assert_eq!(state(&stores[0], post).await, (1, 1));
+
+    // Another like in between: the replay still gives the first answer.
+    stores[0].apply(&like(post)).await.unwrap();
+    let again = connect(url).await.apply(&keyed(post, "k", b"")).await.unwrap();
+    assert!(again.replayed && again.state.version == Version(1));
+    assert_eq!(stores[1].apply(&keyed(post, "k", b"other")).await, Err(StoreError::KeyMismatch));
+    // Another user's key is another key.
+    let user = LikeRequest { who: Who::User("a".into()), ..keyed(post, "k", b"") };
+    assert_eq!(stores[1].apply(&user).await.unwrap().state.version, Version(3));
+}
+
+async fn a_user_has_one_like(url: &str) {
+    let store = connect(url).await;
+    let post = new_post(&store).await;
+    let mine = |op| LikeRequest { op, who: Who::User("ann".into()), once: true, ..like(post) };
+    let outcomes = all(&[store.clone()], vec![mine(LikeOp::Like); 20]).await;
+    assert_eq!(outcomes.into_iter().filter(|o| o.as_ref().unwrap().changed).count(), 1);
+    assert_eq!(state(&store, post).await, (1, 1));
+    let back = store.apply(&mine(LikeOp::Unlike)).await.unwrap();
+    assert!(back.changed && back.state.likes == 0 && back.state.version == Version(2));
+    assert!(!store.apply(&mine(LikeOp::Unlike)).await.unwrap().changed);
+
+    // Her like was taken back by somebody unknown: hers is gone all the same, and she may like again.
+    store.apply(&mine(LikeOp::Like)).await.unwrap();
+    store.apply(&unlike(post)).await.unwrap();
+    assert!(!store.apply(&mine(LikeOp::Unlike)).await.unwrap().changed);
+    assert!(store.apply(&mine(LikeOp::Like)).await.unwrap().changed);
+}
+
+async fn the_count_never_falls_below_zero(url: &str) {
+    let store = connect(url).await;
+    let post = new_post(&store).await;
+    let outcome = store.apply(&unlike(post)).await.unwrap();
+    assert!(!outcome.changed);
+    assert_eq!((outcome.state.likes, outcome.state.version, outcome.prev), (0, Version(0), Version(0)));
+    let mixed = (0..60).map(|i| if i % 3 == 0 { like(post) } else { unlike(post) }).collect();
+    let outcomes = all(&[store.clone()], mixed).await;
+    let changed = outcomes.iter().filter(|o| o.as_ref().unwrap().changed).count() as u64;
+    let (likes, version) = state(&store, post).await;
+    assert_eq!(version, changed);
+    assert_eq!(likes, 20 - (changed - 20));
+}
+
+async fn unknown_posts_and_bad_requests_are_refused(url: &str) {
+    let store = connect(url).await;
+    let nobody = PostId::new(4711).unwrap();
+    assert_eq!(store.apply(&like(nobody)).await, Err(StoreError::UnknownPost));
+    assert_eq!(store.apply(&keyed(nobody, "k", b"")).await, Err(StoreError::UnknownPost));
+    assert_eq!(store.post(nobody).await, Err(StoreError::UnknownPost));
+    assert_eq!(store.read(&[nobody]).await.unwrap(), []);
+    assert_eq!(store.apply(&LikeRequest { once: true, ..like(nobody) }).await, Err(StoreError::UserRequired));
+    assert_eq!(unlike(nobody).check_repeatable(), Err(StoreError::KeyRequired));
+    assert!(matches!(store.create_post(&"x".repeat(201)).await, Err(StoreError::Limit(_))));
+    let title = "ä".repeat(200);
+    let post = store.create_post(&title).await.unwrap();
+    assert_eq!(store.post(post.id).await.unwrap(), post);
+}
+
+async fn old_keys_are_swept(url: &str) {
+    let store = connect(url).await;
+    let post = new_post(&store).await;
+    store.apply(&keyed(post, "k", b"")).await.unwrap();
+    assert_eq!(store.sweep_keys().await.unwrap(), 0);
+    assert_eq!(store.sweep_keys_older_than(Duration::ZERO).await.unwrap(), 1);
+    assert!(!store.apply(&keyed(post, "k", b"")).await.unwrap().replayed);
+}
+
+async fn reads_take_many_posts(url: &str) {
+    let store = connect(url).await;
+    let mut posts = Vec::new();
+    for _ in 0..20 {
+        posts.push(new_post(&store).await);
+    }
+    store.apply(&like(posts[7])).await.unwrap();
+    for n in [1, 2, 8, 9, 20] {
+        let read = store.read(&posts[..n]).await.unwrap();
+        let ids: BTreeSet<PostId> = read.iter().map(|s| s.state.post_id).collect();
+        assert_eq!(ids, posts[..n].iter().copied().collect());
+        assert!(read.iter().all(|s| s.changed_at > 0 && s.state.likes == u64::from(s.state.post_id == posts[7])));
+    }
+}
+
+/// Short times, so that the tests are.
+fn hasty() -> StoreOptions {
+    StoreOptions {
+        acquire_timeout: Duration::from_millis(800),
+        lock_timeout: Duration::from_secs(1),
+        operation_timeout: Duration::from_millis(1_500),
+        max_connections: 4,
+        ..StoreOptions::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_locked_row_ends_in_an_error_and_its_key_in_a_conflict() {
+    let url = MariaDb::shared().database().await;
+    let store =
+        LikeStore::connect(&url, StoreOptions { operation_timeout: Duration::from_secs(4), ..hasty() }).await.unwrap();
+    let (post, free) = (new_post(&store).await, new_post(&store).await);
+    let mut other = MySqlConnection::connect(&url).await.unwrap();
+    other.execute("begin").await.unwrap();
+    sqlx::query("select * from posts where id = ? for update").bind(post.get()).execute(&mut other).await.unwrap();
+
+    // In this process the duplicate waits for the first, at most the lock time-out.
+    let first = tokio::spawn({
+        let store = store.clone();
+        async move { store.apply(&keyed(post, "here", b"")).await }
+    });
+    let started = Instant::now();
+    assert_eq!(store.apply(&like(post)).await, Err(StoreError::Contended));
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert_eq!(first.await.unwrap(), Err(StoreError::Contended));
+
+    // In another process the first one is inside its transaction: its key is seen before it is committed.
+    let insert = "insert into idempotency_keys values ('a', 'POST /posts/x/likes', 'there', '12345678901234567890', 1, 1, 0, 1, 1)";
+    other.execute(insert).await.unwrap();
+    assert_eq!(store.apply(&keyed(post, "there", b"")).await, Err(StoreError::KeyInFlight));
+    // Other posts are not held up, and nothing of the failed ones is left.
+    assert!(store.apply(&like(free)).await.is_ok());
+    other.execute("rollback").await.unwrap();
+    assert_eq!(state(&store, post).await, (0, 0));
+    assert!(store.apply(&keyed(post, "here", b"")).await.unwrap().changed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_duplicate_gives_up_when_the_first_does_not_end() {
+    let url = MariaDb::shared().database().await;
+    let options = StoreOptions { lock_timeout: Duration::from_millis(300), ..hasty() };
+    let store = LikeStore::connect(&url, options).await.unwrap();
+    let post = new_post(&store).await;
+    let mut other = MySqlConnection::connect(&url).await.unwrap();
+    other.execute("begin").await.unwrap();
+    sqlx::query("select * from posts where id = ? for update").bind(post.get()).execute(&mut other).await.unwrap();
+    // MariaDB waits a whole second for the row, a duplicate 300 ms for the first.
+    let both = all(&[store.clone()], vec![keyed(post, "k", b""); 2]).await;
+    assert!(both.contains(&Err(StoreError::KeyInFlight)) && both.contains(&Err(StoreError::Contended)), "{both:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_hangs_or_is_down_costs_bounded_time_and_comes_back() {
+    let mut server = MariaDb::start();
+    let url = server.database().await;
+    let store = LikeStore::connect(&url, hasty()).await.unwrap();
+    let post = new_post(&store).await;
+    let patience = Duration::from_secs(4);
+    // Every connection of the pool is open and idle.
+    assert!(all(&[store.clone()], vec![like(post); 50]).await.iter().all(Result::is_ok));
+
+    server.signal(Signal::SIGSTOP);
+    let started = Instant::now();
+    let failed = all(&[store.clone()], vec![keyed(post, "hung", b""), like(post), like(post)]).await;
+    assert!(failed.iter().all(Result::is_err), "{failed:?}");
+    assert!(store.ping().await.is_err() && store.read(&[post]).await.is_err());
+    assert!(started.elapsed() < patience * 2, "{:?}", started.elapsed());
+    server.signal(Signal::SIGCONT);
+    eventually(|| async { store.apply(&like(post)).await }).await;
+
+    server.kill();
+    let started = Instant::now();
+    let failed = store.apply(&like(post)).await;
+    assert!(matches!(failed, Err(StoreError::Unavailable { .. } | StoreError::Timeout(_))), "{failed:?}");
+    assert!(started.elapsed() < patience, "{:?}", started.elapsed());
+    let refused =
+        LikeStore::connect(&url, StoreOptions { startup_timeout: Duration::from_millis(500), ..hasty() }).await;
+    assert!(matches!(&refused, Err(StoreError::Unavailable { cause }) if cause.contains("refused")), "{refused:?}");
+    let before = {
+        server.start_again();
+        eventually(|| async { store.read(&[post]).await }).await[0].state
+    };
+    let outcome = eventually(|| async { store.apply(&like(post)).await }).await;
+    assert_eq!(outcome.state.likes, before.likes + 1);
+    assert_eq!(before.likes, before.version.0);
+    // Nothing was counted twice, nothing that was refused: 50, 1 after the hang; an unknown COMMIT would be an error here.
+    assert_eq!(before.likes, 51);
+    let keyed = store.apply(&keyed(post, "hung", b"")).await.unwrap();
+    assert!(keyed.changed && !keyed.replayed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_died_while_idle_cost_no_like() {
+    let mut server = MariaDb::start();
+    let url = server.database().await;
+    let store = LikeStore::connect(&url, hasty()).await.unwrap();
+    let post = new_post(&store).await;
+    assert!(all(&[store.clone()], vec![like(post); 50]).await.iter().all(Result::is_ok));
+    server.kill();
+    server.start_again();
+    let outcomes = all(&[store.clone()], vec![like(post); 8]).await;
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    assert_eq!(state(&store, post).await, (58, 58));
+}
+
+/// Repeats until it succeeds, at most 20 s.
+async fn eventually<T, E: std::fmt::Debug, F: Future<Output = Result<T, E>>>(attempt: impl Fn() -> F) -> T {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match attempt().await {
+            Ok(value) => return value,
+            Err(e) => assert!(Instant::now() < deadline, "still {e:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
