@@ -15,6 +15,8 @@ use crate::domain::{LikesChanged, PostId};
 mod local;
 /// One NATS connection per pod.
 mod nats;
+/// What waits for the connection.
+mod queue;
 
 pub use local::{Local, LocalBus};
 pub use nats::Nats;

@@ -88,7 +88,8 @@ impl MySql {
         let now = unix_micros();
         let insert = "insert into posts (title, created_at, changed_at) values (?, ?, ?)";
         let done = self
-            .run_once(Lane::Requests, {
+            // Repeated, it may leave a post whose id nobody knows: harmless.
+            .run(Lane::Requests, {
                 let title = title.to_owned();
                 move |conn| Box::pin(sqlx::query(insert).bind(title.clone()).bind(now).bind(now).execute(conn))
             })
@@ -214,26 +215,7 @@ impl MySql {
 
     /// Runs one statement that may be repeated, in bounded time; again when the connection was found dead.
     async fn run<T>(&self, lane: Lane, work: impl Fn(&mut MySqlConnection) -> Work<'_, T>) -> Result<T, StoreError> {
-        self.run_up_to(self.inner.options.max_connections + 2, lane, work).await
-    }
-
-    /// Runs one statement that must not be repeated once it was sent.
-    async fn run_once<T>(
-        &self,
-        lane: Lane,
-        work: impl Fn(&mut MySqlConnection) -> Work<'_, T>,
-    ) -> Result<T, StoreError> {
-        // Dead connections are found by pings, which may be repeated; the pool gives the one used last.
-        self.run(lane, |conn| Box::pin(conn.ping())).await?;
-        self.run_up_to(1, lane, work).await
-    }
-
-    async fn run_up_to<T>(
-        &self,
-        attempts: u32,
-        lane: Lane,
-        work: impl Fn(&mut MySqlConnection) -> Work<'_, T>,
-    ) -> Result<T, StoreError> {
+        let attempts = self.inner.options.max_connections + 2;
         let limit = self.inner.options.operation_timeout;
         let deadline = Instant::now() + limit;
         for attempt in 1.. {

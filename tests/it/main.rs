@@ -1,6 +1,7 @@
 //! The integration suite, one binary: real servers, real clients, real time-outs, port 0.
 
 mod architecture;
-mod stack;
+mod broker;
 mod servers;
+mod stack;
 mod store;

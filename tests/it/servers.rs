@@ -212,3 +212,12 @@ impl Drop for NatsServer {
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
+
+/// Waits until it is so, at most 20 s.
+pub(crate) async fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !so() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

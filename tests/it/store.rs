@@ -125,7 +125,7 @@ async fn a_user_has_one_like(url: &str) {
     let store = connect(url).await;
     let post = new_post(&store).await;
     let mine = |op| LikeRequest { op, who: Who::User("ann".into()), once: true, ..like(post) };
-    let outcomes = all(&[store.clone()], vec![mine(LikeOp::Like); 20]).await;
+    let outcomes = all(std::slice::from_ref(&store), vec![mine(LikeOp::Like); 20]).await;
     assert_eq!(outcomes.into_iter().filter(|o| o.as_ref().unwrap().changed).count(), 1);
     assert_eq!(state(&store, post).await, (1, 1));
     let back = store.apply(&mine(LikeOp::Unlike)).await.unwrap();
@@ -146,7 +146,7 @@ async fn the_count_never_falls_below_zero(url: &str) {
     assert!(!outcome.changed);
     assert_eq!((outcome.state.likes, outcome.state.version, outcome.prev), (0, Version(0), Version(0)));
     let mixed = (0..60).map(|i| if i % 3 == 0 { like(post) } else { unlike(post) }).collect();
-    let outcomes = all(&[store.clone()], mixed).await;
+    let outcomes = all(std::slice::from_ref(&store), mixed).await;
     let changed = outcomes.iter().filter(|o| o.as_ref().unwrap().changed).count() as u64;
     let (likes, version) = state(&store, post).await;
     assert_eq!(version, changed);
@@ -244,7 +244,7 @@ async fn a_duplicate_gives_up_when_the_first_does_not_end() {
     other.execute("begin").await.unwrap();
     sqlx::query("select * from posts where id = ? for update").bind(post.get()).execute(&mut other).await.unwrap();
     // MariaDB waits a whole second for the row, a duplicate 300 ms for the first.
-    let both = all(&[store.clone()], vec![keyed(post, "k", b""); 2]).await;
+    let both = all(std::slice::from_ref(&store), vec![keyed(post, "k", b""); 2]).await;
     assert!(both.contains(&Err(StoreError::KeyInFlight)) && both.contains(&Err(StoreError::Contended)), "{both:?}");
 }
 
@@ -256,11 +256,11 @@ async fn a_database_that_hangs_or_is_down_costs_bounded_time_and_comes_back() {
     let post = new_post(&store).await;
     let patience = Duration::from_secs(4);
     // Every connection of the pool is open and idle.
-    assert!(all(&[store.clone()], vec![like(post); 50]).await.iter().all(Result::is_ok));
+    assert!(all(std::slice::from_ref(&store), vec![like(post); 50]).await.iter().all(Result::is_ok));
 
     server.signal(Signal::SIGSTOP);
     let started = Instant::now();
-    let failed = all(&[store.clone()], vec![keyed(post, "hung", b""), like(post), like(post)]).await;
+    let failed = all(std::slice::from_ref(&store), vec![keyed(post, "hung", b""), like(post), like(post)]).await;
     assert!(failed.iter().all(Result::is_err), "{failed:?}");
     assert!(store.ping().await.is_err() && store.read(&[post]).await.is_err());
     assert!(started.elapsed() < patience * 2, "{:?}", started.elapsed());
@@ -294,10 +294,10 @@ async fn connections_that_died_while_idle_cost_no_like() {
     let url = server.database().await;
     let store = LikeStore::connect(&url, hasty()).await.unwrap();
     let post = new_post(&store).await;
-    assert!(all(&[store.clone()], vec![like(post); 50]).await.iter().all(Result::is_ok));
+    assert!(all(std::slice::from_ref(&store), vec![like(post); 50]).await.iter().all(Result::is_ok));
     server.kill();
     server.start_again();
-    let outcomes = all(&[store.clone()], vec![like(post); 8]).await;
+    let outcomes = all(std::slice::from_ref(&store), vec![like(post); 8]).await;
     assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
     assert_eq!(state(&store, post).await, (58, 58));
 }
