@@ -6,6 +6,7 @@ mod id;
 
 pub use chunk::{ChunkDecoder, ChunkError, LAST_CHUNK, chunk};
 pub use decode::{Decoder, Error, Event, EventRef};
+pub(crate) use id::parse_version;
 pub use id::{MAX_ID, Resume, multi_id, parse_last_event_id, single_id};
 
 use crate::domain::Update;
