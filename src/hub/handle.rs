@@ -28,7 +28,6 @@ pub(super) enum Command<P: Protocol> {
 pub(super) enum Socket {
     Tcp(TcpStream),
     /// One end of a pair; the other end feeds a body of hyper's.
-    #[allow(dead_code, reason = "the connection driver lands next")]
     Pair(UnixStream),
 }
 
@@ -124,7 +123,6 @@ impl<P: Protocol> EngineHandle<P> {
     }
 
     /// The same over one end of a socket pair, whose other end the caller reads: for bodies that hyper must write.
-    #[allow(dead_code, reason = "the connection driver lands next")]
     pub(crate) fn take_over_pair(
         &self,
         socket: UnixStream,
