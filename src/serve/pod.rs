@@ -105,7 +105,7 @@ impl Pod {
         tokio::select! {
             () = shutdown.cancelled() => {}
             ended = &mut public => {
-                ended.context("the public port's task")?.context("the public port")?;
+                ended.context("the public port's task")?;
                 return Err(anyhow!("the public port closed by itself"));
             }
         }
