@@ -11,6 +11,7 @@ use super::model::Run;
 use super::stats::median;
 use super::{metric, wording};
 use crate::domain::Arm;
+use crate::result::Cell;
 use crate::result::summary::{RunSummary, Validity};
 
 /// One cell of the plan over its arms and repetitions.
@@ -128,9 +129,17 @@ fn titles(run: &Run) -> (String, String) {
     let known = ["arm", "rate", "viewers", "posts", "likers"];
     let others = cell.levels.iter().filter(|(factor, _)| !known.contains(&factor.as_str()));
     let others = others.filter(|(factor, _)| !wording::is_repetition(factor));
-    let context: Vec<String> = others.map(|(factor, value)| wording::level(factor, value)).collect();
+    let mut context: Vec<String> = others.map(|(factor, value)| wording::level(factor, value)).collect();
+    context.extend(scenario(cell, config.arm).filter(|name| name != "latency").map(|name| format!("scenario {name}")));
     load.extend(context.iter().cloned());
     (load.join(" · "), context.join(" · "))
+}
+
+/// The scenario's name, which stands in a cell's id between question and arm.
+fn scenario(cell: &Cell, arm: Arm) -> Option<String> {
+    let rest = cell.id.strip_prefix(&cell.question.to_lowercase())?.strip_prefix('-')?;
+    let (name, _) = rest.split_once(&format!("-{}", arm.name()))?;
+    Some(name.to_owned())
 }
 
 impl Group<'_> {

@@ -20,7 +20,9 @@ pub fn value(summary: &RunSummary, name: &str) -> Option<f64> {
         Ok(index) => at.get(index),
         Err(_) => at.get(step),
     });
-    found?.as_f64()
+    let found = found?;
+    // A whole distribution is named by its median: `healed_ms`, `commit_to_arrival`.
+    found.as_f64().or_else(|| found.get(0)?.as_f64()).or_else(|| found.get("p50")?.as_f64())
 }
 
 /// The name as prose: `commit → arrival p50`.
@@ -43,6 +45,7 @@ pub fn title(name: &str) -> String {
         "noticed_ms" => return format!("time to notice, {}", if quantile == "1" { "longest" } else { "p50" }),
         "healed_ms" => return format!("time to heal, {}", if quantile == "1" { "longest" } else { "p50" }),
         "figures" => return quantile.replace('_', " "),
+        other if other.ends_with("_ms") || other.ends_with("_us") => return other[..other.len() - 3].replace('_', " "),
         other => return format!("{} {quantile}", other.replace('_', " ")).trim_end().to_owned(),
     };
     match quantile {
@@ -59,6 +62,10 @@ pub fn show(name: &str, value: f64) -> String {
     if name.starts_with("cpu_us") {
         format!("{} µs", number(value))
     } else if name.starts_with("commit_to_") || name.starts_with("due_to_") || name.starts_with("staleness_us") {
+        micros(value)
+    } else if name.ends_with("_ms") || name.starts_with("noticed_ms") || name.starts_with("healed_ms") {
+        micros(value * 1000.0)
+    } else if name.ends_with("_us") {
         micros(value)
     } else if name.ends_with("_share") {
         percent(value)
@@ -125,7 +132,7 @@ pub fn percent(share: f64) -> String {
         "> 99.9 %".to_owned()
     } else if percent > 0.0 && percent < 0.05 {
         "< 0.1 %".to_owned()
-    } else if (9.95..99.95).contains(&percent) {
+    } else if (0.95..99.95).contains(&percent) {
         format!("{percent:.1} %")
     } else {
         format!("{} %", number(percent))
@@ -148,6 +155,8 @@ mod tests {
         assert_eq!(value(&run, "staleness_us.1"), Some(2.0));
         assert_eq!(value(&run, "figures.max_over_mean"), Some(1.25));
         assert_eq!(value(&run, "max_over_mean"), Some(1.25));
+        assert_eq!(value(&run, "commit_to_arrival"), Some(412.0));
+        assert_eq!(value(&run, "staleness_us"), Some(1.0));
         assert_eq!(value(&run, "no.such"), None);
     }
 

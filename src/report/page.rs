@@ -90,6 +90,8 @@ struct Scenario {
     corner: &'static str,
     head: Vec<String>,
     rows: Vec<(String, Vec<String>)>,
+    /// One sentence per figure: its least and its greatest value, and where.
+    extremes: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -121,7 +123,7 @@ pub fn page(results: &Results, verdicts: &[Verdict]) -> anyhow::Result<Page> {
         tiles: tiles(results, &total),
         violations: results.violations(),
         unreadable: results.unreadable.clone(),
-        answers: answers(results, verdicts)?,
+        answers: answers(results, verdicts, &scenarios(&groups))?,
         cells: sections(&groups, results.embedded())?,
         charts: charts(&groups, results.embedded())?,
         ledger: results.runs.iter().map(|run| ledger_row(name(run), &run.summary.account)).collect(),
@@ -170,7 +172,7 @@ fn tiles(results: &Results, total: &LedgerRow) -> Vec<Tile> {
     tiles
 }
 
-fn answers(results: &Results, verdicts: &[Verdict]) -> anyhow::Result<Vec<Answer>> {
+fn answers(results: &Results, verdicts: &[Verdict], scenarios: &[Scenario]) -> anyhow::Result<Vec<Answer>> {
     let asked: BTreeSet<_> =
         results.runs.iter().map(|run| (wording::natural(run.question()), run.question())).collect();
     let mut answers = Vec::new();
@@ -180,7 +182,7 @@ fn answers(results: &Results, verdicts: &[Verdict]) -> anyhow::Result<Vec<Answer
             question: question.to_owned(),
             text: questions::text(question).to_owned(),
             intervals: chart::intervals(&own)?,
-            remarks: remarks(&own),
+            remarks: remarks(question, &own, scenarios),
             verdicts: own.into_iter().cloned().collect(),
             command: results.command_for(question),
         });
@@ -188,14 +190,19 @@ fn answers(results: &Results, verdicts: &[Verdict]) -> anyhow::Result<Vec<Answer
     Ok(answers)
 }
 
-fn remarks(verdicts: &[&Verdict]) -> Vec<String> {
+fn remarks(question: &str, verdicts: &[&Verdict], scenarios: &[Scenario]) -> Vec<String> {
     let mut remarks = Vec::new();
-    if verdicts.is_empty() {
-        remarks.push(
-            "No claim in this plan: the runs below stand side by side, without pairs and without a verdict.".into(),
-        );
-    } else if verdicts.iter().all(|v| v.outcome == Outcome::NoVerdict) {
+    if let Some(shared) = verdicts.first().map(|v| &v.shared).filter(|shared| !shared.is_empty()) {
+        remarks.push(format!("All of it at {shared}."));
+    }
+    if verdicts.iter().any(|v| v.outcome == Outcome::NoVerdict) {
         remarks.push("Too few pairs for a verdict; `--plan full` runs at least eight per claim.".into());
+    }
+    let figures = scenarios.iter().filter(|scenario| scenario.question == question).flat_map(|s| &s.extremes);
+    remarks.extend(figures.cloned());
+    if verdicts.is_empty() {
+        let remark = "The plan pairs no runs here: they stand side by side below, without a verdict.";
+        remarks.push(remark.into());
     }
     remarks
 }
@@ -323,6 +330,7 @@ fn scenarios(groups: &[Group<'_>]) -> Vec<Scenario> {
             figures.get(name).map_or_else(|| "–".to_owned(), |value| metric::number(*value))
         };
         let prose = |name: &String| name.replace('_', " ");
+        let extremes = names.iter().filter_map(|name| extremes(name, &cells)).collect();
         let (corner, head, rows) = if names.len() > cells.len() {
             let head = cells.iter().map(|(title, _)| title.clone()).collect();
             let row = |name: &String| (prose(name), cells.iter().map(|(_, figures)| value(figures, name)).collect());
@@ -334,9 +342,20 @@ fn scenarios(groups: &[Group<'_>]) -> Vec<Scenario> {
             ("cell", names.iter().map(|name| prose(name)).collect(), cells.iter().map(row).collect())
         };
         let text = questions::text(question).to_owned();
-        Scenario { question: question.to_owned(), text, corner, head, rows }
+        Scenario { question: question.to_owned(), text, corner, head, rows, extremes }
     });
     all.collect()
+}
+
+/// `max over mean: 1.04 (edge least-conn) to 1.92 (edge round-robin)`; none where all cells agree.
+fn extremes(name: &str, cells: &[Figures]) -> Option<String> {
+    let mut found: Vec<(f64, &String)> =
+        cells.iter().filter_map(|(title, figures)| Some((*figures.get(name)?, title))).collect();
+    found.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (least, most) = (found.first()?, found.last()?);
+    let prose = wording::upper_first(&name.replace('_', " "));
+    let (low, high) = (metric::number(least.0), metric::number(most.0));
+    (low != high).then(|| format!("{prose}: {low} ({}) to {high} ({}).", least.1, most.1))
 }
 
 /// Leaves out of the titles what all of them share.

@@ -224,12 +224,12 @@ fn pairs(runs: &mut Vec<Run>, rng: &mut SmallRng, edge: &str, number: u32) {
     let claims = [
         ("arm: sse-post / stomp-post", Arm::SsePost, 460.0, Arm::StompPost, 500.0),
         ("arm: stomp-post / stomp-send", Arm::StompPost, 500.0, Arm::StompSend, 500.0),
-        ("A/A: sse-post / sse-post", Arm::SsePost, 460.0, Arm::SsePost, 460.0),
+        ("A/A arm: sse-post / sse-post", Arm::SsePost, 460.0, Arm::SsePost, 460.0),
     ];
     for (claim, a, a_us, b, b_us) in claims {
         for (side, arm, us) in [('a', a, a_us), ('b', b, b_us)] {
             let mut run = base(rng, "Q1", arm, &[("edge", edge)], 10.0, 100, us);
-            let claim = format!("{claim} @ edge={edge}");
+            let claim = format!("{claim} @ edge={edge}, posts=1, rate=10, viewers=100");
             run.summary.cell.as_mut().unwrap().pairs.push(PairRef { claim, number, side });
             runs.push(run);
         }

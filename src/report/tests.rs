@@ -21,15 +21,21 @@ fn look(name: &str, html: &str) {
 #[test]
 fn an_effect_is_found_no_effect_is_not_and_a_a_states_the_resolution() {
     let all = verdicts(&sample::local());
-    let found = verdict(&all, "arm: sse-post / stomp-post @ edge=nginx-least-conn");
+    let found = verdict(&all, "arm: sse-post / stomp-post @ edge=nginx-least-conn, posts=1, rate=10, viewers=100");
     assert_eq!(found.outcome, Outcome::Lower, "{found:#?}");
     assert!(found.sentence.starts_with("Commit → arrival p50 is "), "{}", found.sentence);
-    assert!(found.sentence.contains("% lower with SSE+POST than with STOMP+POST (edge nginx-least-conn)"));
+    assert!(found.sentence.contains("% lower (95 % interval −"), "{}", found.sentence);
+    assert!(
+        found.sentence.contains(") with SSE+POST than with STOMP+POST, edge nginx-least-conn: "),
+        "{}",
+        found.sentence
+    );
+    assert_eq!(found.shared, "1 post, 10 likes/s, 100 viewers");
     assert_eq!(found.command, "pushlab compare --stack local --plan full --question Q1");
-    let none = verdict(&all, "arm: stomp-post / stomp-send @ edge=nginx-least-conn");
+    let none = verdict(&all, "arm: stomp-post / stomp-send @ edge=nginx-least-conn, posts=1, rate=10, viewers=100");
     assert_eq!(none.outcome, Outcome::NoDifference, "{none:#?}");
     assert!(none.sentence.contains("no difference shown") && none.sentence.contains("(resolution ± "));
-    let same = verdict(&all, "A/A: sse-post / sse-post @ edge=direct");
+    let same = verdict(&all, "A/A arm: sse-post / sse-post @ edge=direct, posts=1, rate=10, viewers=100");
     assert_eq!(same.outcome, Outcome::Resolution, "{same:#?}");
     assert_eq!(same.p_holm, None, "an A/A claim is not of the family");
 }
@@ -37,23 +43,27 @@ fn an_effect_is_found_no_effect_is_not_and_a_a_states_the_resolution() {
 #[test]
 fn a_pair_with_a_bad_member_is_dropped_whole_and_counted() {
     let all = verdicts(&sample::local());
-    let hit = verdict(&all, "A/A: sse-post / sse-post @ edge=direct");
+    let hit = verdict(&all, "A/A arm: sse-post / sse-post @ edge=direct, posts=1, rate=10, viewers=100");
     assert_eq!((hit.pairs, hit.planned, hit.invalid), (9, 10, [0, 1]));
     assert!(hit.basis.ends_with("INVALID: 0 of 10 A, 1 of 10 B; 1 pair dropped whole"), "{}", hit.basis);
     for validity in [Validity::Saturated, Validity::WriteBound] {
         let mut results = sample::local();
         results.runs[0].summary.validity = validity;
         let all = verdicts(&results);
-        let hit = verdict(&all, "arm: sse-post / stomp-post @ edge=direct");
+        let hit = verdict(&all, "arm: sse-post / stomp-post @ edge=direct, posts=1, rate=10, viewers=100");
         assert_eq!((hit.pairs, hit.invalid), (9, [0, 0]), "{validity:?}");
     }
     let mut results = sample::local();
     results.runs[0].summary.account.violations.push("3 versions lost".into());
     results.runs[1].summary.cell.as_mut().unwrap().offered_over_capacity = Some(0.51);
-    let pairs = verdict(&verdicts(&results), "arm: sse-post / stomp-post @ edge=direct").members.clone();
+    let pairs = verdict(&verdicts(&results), "arm: sse-post / stomp-post @ edge=direct, posts=1, rate=10, viewers=100")
+        .members
+        .clone();
     assert_eq!(pairs[0].dropped.as_deref(), Some("A: the ledger does not close"));
     results.runs[0].summary.account.violations.clear();
-    let pairs = verdict(&verdicts(&results), "arm: sse-post / stomp-post @ edge=direct").members.clone();
+    let pairs = verdict(&verdicts(&results), "arm: sse-post / stomp-post @ edge=direct, posts=1, rate=10, viewers=100")
+        .members
+        .clone();
     assert!(pairs[0].dropped.as_deref().unwrap().starts_with("B ran at 51.0 % of its capacity"), "{pairs:?}");
 }
 
@@ -62,7 +72,7 @@ fn seven_pairs_give_a_ratio_and_no_verdict() {
     let mut results = sample::local();
     results.runs.retain(|run| run.summary.cell.as_ref().unwrap().pairs.iter().all(|pair| pair.number <= 7));
     let all = verdicts(&results);
-    let few = verdict(&all, "arm: sse-post / stomp-post @ edge=nginx-least-conn");
+    let few = verdict(&all, "arm: sse-post / stomp-post @ edge=nginx-least-conn, posts=1, rate=10, viewers=100");
     assert_eq!((few.outcome, few.pairs), (Outcome::NoVerdict, 7));
     assert!(
         few.sentence.contains("ratio 0.9") && few.sentence.ends_with("no verdict from 7 pairs (it takes 8)."),
@@ -81,7 +91,7 @@ fn a_difference_smaller_than_a_a_is_not_claimed() {
         }
     }
     let all = verdicts(&results);
-    let small = verdict(&all, "arm: sse-post / stomp-post @ edge=nginx-least-conn");
+    let small = verdict(&all, "arm: sse-post / stomp-post @ edge=nginx-least-conn, posts=1, rate=10, viewers=100");
     assert_eq!(small.outcome, Outcome::NoDifference, "{small:#?}");
     assert!(small.basis.contains("not beyond what A/A runs differ by"), "{}", small.basis);
 }
@@ -90,10 +100,13 @@ fn a_difference_smaller_than_a_a_is_not_claimed() {
 fn the_embedded_stack_ranks_no_transports_by_latency() {
     let results = sample::embedded();
     let all = verdicts(&results);
-    let claim = verdict(&all, "arm: sse-post / stomp-post @ edge=direct");
+    let claim = verdict(&all, "arm: sse-post / stomp-post @ edge=direct, posts=1, rate=10, viewers=100");
     assert_eq!((claim.outcome, claim.ratio, claim.interval, claim.medians), (Outcome::Withheld, None, None, None));
     assert!(claim.members.is_empty());
-    assert_eq!(verdict(&all, "A/A: sse-post / sse-post @ edge=direct").outcome, Outcome::Resolution);
+    assert_eq!(
+        verdict(&all, "A/A arm: sse-post / sse-post @ edge=direct, posts=1, rate=10, viewers=100").outcome,
+        Outcome::Resolution
+    );
     let (_, page) = judge_and_render(&results).unwrap();
     look("embedded.html", &page.html);
     let body = page.html.split_once("<body>").unwrap().1.trim_start();

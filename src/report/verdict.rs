@@ -47,6 +47,10 @@ pub struct Verdict {
     pub b: String,
     /// The levels both sides share, as prose; may be empty.
     pub context: String,
+    /// Of these, what tells this claim from the others of its question.
+    pub place: String,
+    /// Of these, what all claims of the question have in common.
+    pub shared: String,
     /// Is this an A/A claim?
     pub same: bool,
     /// What came out.
@@ -107,11 +111,26 @@ pub fn verdicts(results: &Results) -> Vec<Verdict> {
     for (&i, p) in family.iter().zip(holm(&p)) {
         verdicts[i].p_holm = Some(round(p));
     }
+    share_contexts(&mut verdicts);
     let floors = resolutions(&verdicts);
     for verdict in &mut verdicts {
         decide(verdict, floors.get(&(verdict.question.clone(), verdict.metric.clone())).copied(), family.len());
     }
+    verdicts.sort_by_key(|v| (wording::natural(&v.question), v.same));
     verdicts
+}
+
+/// Parts each verdict's context into what it alone says and what all claims of its question share.
+fn share_contexts(verdicts: &mut [Verdict]) {
+    let parts = |v: &Verdict| -> Vec<String> { v.context.split(", ").map(ToOwned::to_owned).collect() };
+    let all: Vec<(String, Vec<String>)> = verdicts.iter().map(|v| (v.question.clone(), parts(v))).collect();
+    for verdict in verdicts {
+        let shared = |part: &&String| all.iter().all(|(q, own)| *q != verdict.question || own.contains(part));
+        let own = parts(verdict);
+        let (shared, telling): (Vec<&String>, Vec<&String>) = own.iter().partition(shared);
+        let join = |parts: Vec<&String>| parts.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        (verdict.place, verdict.shared) = (join(telling), join(shared));
+    }
 }
 
 struct Claim<'a> {
@@ -176,6 +195,8 @@ fn judge(results: &Results, claim: &Claim<'_>) -> Verdict {
         a: names.a,
         b: names.b,
         context: names.context,
+        place: String::new(),
+        shared: String::new(),
         same,
         outcome: if withheld { Outcome::Withheld } else { Outcome::NoVerdict },
         sentence: String::new(),
@@ -264,34 +285,39 @@ fn decide(v: &mut Verdict, floor: Option<f64>, claims: usize) {
 
 fn sentence(v: &Verdict, resolution: f64) -> String {
     let title = metric::title(&v.metric);
-    let (a, b, place) = (&v.a, &v.b, if v.context.is_empty() { String::new() } else { format!(" ({})", v.context) });
-    let size = wording::upper_first(&title);
+    let name = wording::upper_first(&title);
+    let (a, b) = (&v.a, &v.b);
+    let place = if v.place.is_empty() { String::new() } else { format!(", {}", v.place) };
     let values = v.medians.map_or(String::new(), |[a, b]| {
-        format!(", {} against {}", metric::show(&v.metric, a), metric::show(&v.metric, b))
+        format!(": {} against {}", metric::show(&v.metric, a), metric::show(&v.metric, b))
     });
+    let difference = || {
+        let [low, high] = v.interval.unwrap_or([1.0; 2]);
+        format!("{} (95 % interval {})", wording::difference(v.ratio.unwrap_or(1.0)), wording::interval(low, high))
+    };
+    let resolution = metric::percent(resolution);
     match v.outcome {
         Outcome::Lower | Outcome::Higher => {
-            format!("{size} is {} with {a} than with {b}{place}{values}.", wording::difference(v.ratio.unwrap_or(1.0)))
+            format!("{name} is {} with {a} than with {b}{place}{values}.", difference())
         }
-        Outcome::NoDifference => format!(
-            "{size}: no difference shown between {a} and {b}{place} (resolution ± {}){values}.",
-            metric::percent(resolution)
-        ),
-        Outcome::Resolution => format!(
-            "A/A, {a}{place}: runs of the same cell agree in {title} within ± {}; no smaller difference is claimed.",
-            metric::percent(resolution)
-        ),
+        Outcome::NoDifference => {
+            format!("{name}: no difference shown between {a} and {b}{place}{values} (resolution ± {resolution}).")
+        }
+        Outcome::Resolution => {
+            format!(
+                "A/A, {a}{place}: runs of the same cell agree in {title} within ± {resolution}; nothing smaller is claimed."
+            )
+        }
         Outcome::Biased => format!(
-            "A/A, {a}{place}: runs of the same cell differ in {title} by their side alone ({}): differences below ± {} \
-             are not claimed, and the cause needs looking at.",
-            wording::difference(v.ratio.unwrap_or(1.0)),
-            metric::percent(resolution)
+            "A/A, {a}{place}: runs of the same cell differ in {title} by their side alone, {}: nothing below ± {resolution} \
+             is claimed, and the cause needs looking at.",
+            difference()
         ),
         Outcome::NoVerdict if v.pairs == 0 => {
-            format!("{size}, {a} against {b}{place}: no verdict, no whole pair is left.")
+            format!("{name}, {a} against {b}{place}: no verdict, no whole pair is left.")
         }
         Outcome::NoVerdict => format!(
-            "{size}, {a} against {b}{place}: ratio {}{values}; no verdict from {} (it takes {MIN_PAIRS}).",
+            "{name}, {a} against {b}{place}{values}, ratio {}; no verdict from {} (it takes {MIN_PAIRS}).",
             wording::ratio(v.ratio.unwrap_or(1.0)),
             wording::count(v.pairs, "pair")
         ),

@@ -19,10 +19,11 @@ pub struct ClaimName {
 #[must_use]
 pub fn claim(name: &str) -> ClaimName {
     let (sides, context) = name.split_once(" @ ").unwrap_or((name, ""));
+    let sides = sides.strip_prefix("A/A ").unwrap_or(sides);
     let (factor, sides) = sides.split_once(": ").unwrap_or(("", sides));
     let (a, b) = sides.split_once(" / ").unwrap_or((sides, sides));
     let context: Vec<String> = context
-        .split([',', ' '])
+        .split(", ")
         .filter(|part| !part.is_empty())
         .map(|part| part.split_once('=').map_or_else(|| part.to_owned(), |(factor, value)| level(factor, value)))
         .collect();
@@ -31,7 +32,7 @@ pub fn claim(name: &str) -> ClaimName {
 
 fn level_name(factor: &str, value: &str) -> String {
     match factor {
-        "" | "arm" | "edge" | "A/A" => arm(value),
+        "" | "arm" | "edge" => arm(value),
         factor => level(factor, value),
     }
 }
@@ -80,6 +81,16 @@ pub fn difference(ratio: f64) -> String {
         r if r > 0.1 => format!("{} lower", metric::percent(1.0 - r)),
         r => format!("{} times lower", metric::number(1.0 / r)),
     }
+}
+
+/// An interval of ratios as signed differences: `−11.7 % to −6.1 %`.
+#[must_use]
+pub fn interval(low: f64, high: f64) -> String {
+    let signed = |ratio: f64| {
+        let sign = if ratio < 1.0 { "−" } else { "+" };
+        format!("{sign}{}", metric::percent((ratio - 1.0).abs()))
+    };
+    format!("{} to {}", signed(low), signed(high))
 }
 
 /// A ratio with the digits it deserves: two decimals, three near one.
@@ -139,7 +150,7 @@ mod tests {
         let name = claim("arm: sse-post / stomp-post @ edge=direct, rate=10");
         assert_eq!((name.a.as_str(), name.b.as_str()), ("SSE+POST", "STOMP+POST"));
         assert_eq!(name.context, "edge direct, 10 likes/s");
-        let same = claim("A/A: sse-post @ edge=direct");
+        let same = claim("A/A arm: sse-post / sse-post @ edge=direct");
         assert_eq!(same.a, same.b);
         assert_eq!(claim("max_age: 0 / 60s").a, "max age 0");
         assert_eq!(claim("whatever").context, "");

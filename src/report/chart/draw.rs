@@ -5,7 +5,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 /// Width of every drawing in its own units; text is 12 of them high, so that it stays readable on a phone.
-pub const WIDTH: u32 = 480;
+pub const WIDTH: u32 = 420;
 
 /// A colour by its role; becomes `var(--…)` in the finished drawing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,10 +141,10 @@ pub fn svg(height: u32, label: &str, draw: impl FnOnce(&Area<'_>) -> Result<(), 
 pub fn lines(label: &str, x: &Axis, y: &Axis, lines: &[Line], marks: &[(f64, String)]) -> anyhow::Result<String> {
     svg(290, label, |root| {
         let mut chart = ChartBuilder::on(root)
-            .margin_left(62)
+            .margin_left(58)
             .margin_right(18)
             .margin_top(26)
-            .margin_bottom(44)
+            .margin_bottom(46)
             .build_cartesian_2d(x.range.0..x.range.1, y.range.0..y.range.1)?;
         for (at, text) in &y.ticks {
             chart.draw_series([PathElement::new([(x.range.0, *at), (x.range.1, *at)], stroke(Ink::Grid, 1))])?;
@@ -163,7 +163,7 @@ pub fn lines(label: &str, x: &Axis, y: &Axis, lines: &[Line], marks: &[(f64, Str
             let (px, py) = chart.backend_coord(&(*at, y.range.1));
             let left = px < WIDTH as i32 / 2;
             let side = if left { HPos::Left } else { HPos::Right };
-            write(root, text, (if left { px + 4 } else { px - 4 }, py + 2 + 13 * (row as i32 % 4)), side, VPos::Top)?;
+            write(root, text, (if left { px + 4 } else { px - 4 }, py + 2 + 15 * (row as i32 % 4)), side, VPos::Top)?;
         }
         for line in lines {
             let ink = Ink::Series(line.series);
@@ -189,7 +189,7 @@ pub fn stroke(ink: Ink, width: u32) -> ShapeStyle {
 /// # Errors
 /// When plotters fails.
 pub fn write(root: &Area<'_>, text: &str, at: (i32, i32), x: HPos, y: VPos) -> Result<(), Failed> {
-    let style = ("sans-serif", 12).into_font().color(&Ink::Text.placeholder()).pos(Pos::new(x, y));
+    let style = ("sans-serif", 15).into_font().color(&Ink::Text.placeholder()).pos(Pos::new(x, y));
     root.draw(&Text::new(text.to_owned(), at, style))
 }
 

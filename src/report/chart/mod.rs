@@ -234,9 +234,9 @@ pub fn cpu(groups: &[Group<'_>]) -> anyhow::Result<Vec<Chart>> {
                 y += 24;
                 for (column, parts) in bars {
                     draw::write(root, column.arm.title(), (0, y + 8), HPos::Left, VPos::Center)?;
-                    let mut x = 92.0;
+                    let mut x = 96.0;
                     for (name, us) in parts {
-                        let to = x + us / most * 310.0;
+                        let to = x + us / most * 258.0;
                         draw::bar(root, Ink::Series(role(name)), (x as i32, y + 1), (to as i32, y + 15))?;
                         x = to;
                     }
@@ -287,7 +287,7 @@ pub fn intervals(verdicts: &[&Verdict]) -> anyhow::Result<Option<Chart>> {
     let reach = rows.iter().flat_map(|row| row.2).map(|end| end.ln().abs()).fold(0.05, f64::max) * 1.1;
     let ticks: [f64; 11] = [0.1, 0.2, 0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 2.0, 5.0, 10.0];
     let at = |ratio: f64| (WIDTH as f64 * (0.5 + ratio.ln() / reach * 0.48)) as i32;
-    let height = 34 * rows.len() as u32 + 26;
+    let height = 38 * rows.len() as u32 + 26;
     let svg = draw::svg(height, "Ratios A over B with their 95 % intervals", |root| {
         let bottom = height as i32 - 18;
         let mut free = i32::MIN;
@@ -300,11 +300,11 @@ pub fn intervals(verdicts: &[&Verdict]) -> anyhow::Result<Option<Chart>> {
             }
         }
         for (row, (verdict, ratio, [low, high])) in (0..).zip(&rows) {
-            let y = 34 * row + 24;
+            let y = 38 * row + 27;
             let name =
                 if verdict.same { format!("A/A {}", verdict.a) } else { format!("{} ÷ {}", verdict.a, verdict.b) };
-            let place = if verdict.context.is_empty() { String::new() } else { format!(", {}", verdict.context) };
-            draw::write(root, &format!("{name}{place}"), (2, y - 21), HPos::Left, VPos::Top)?;
+            let place = if verdict.place.is_empty() { String::new() } else { format!(", {}", verdict.place) };
+            draw::write(root, &format!("{name}{place}"), (2, y - 23), HPos::Left, VPos::Top)?;
             let ink = Ink::Series(if verdict.same { 4 } else { 0 });
             root.draw(&PathElement::new([(at(*low), y), (at(*high), y)], draw::stroke(ink, 2)))?;
             root.draw(&Circle::new((at(*ratio), y), 4, draw::fill(ink)))?;
