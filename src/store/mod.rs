@@ -206,6 +206,21 @@ impl LikeStore {
         }
     }
 
+    /// The post's state after every transaction that has its row locked now has ended: for a COMMIT that was not answered.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownPost`], [`StoreError::Contended`], [`StoreError::Unavailable`] or [`StoreError::Timeout`].
+    pub async fn read_settled(&self, post: PostId) -> Result<LikesState, StoreError> {
+        match self {
+            Self::MySql(store) => store.read_settled(post).await,
+            // Its one writer has ended, or the database file would be locked.
+            Self::Sqlite(store) => {
+                let read = store.read(Lane::Repair, &[post]).await?;
+                read.first().map(|read| read.state).ok_or(StoreError::UnknownPost)
+            }
+        }
+    }
+
     /// One like or unlike: counted once, or not at all.
     ///
     /// To be called from a task of its own (`serve::likes`): dropping the future rolls back what was not committed, but

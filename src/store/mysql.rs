@@ -129,6 +129,15 @@ impl MySql {
         Ok(states)
     }
 
+    pub(super) async fn read_settled(&self, post: PostId) -> Result<LikesState, StoreError> {
+        let select = "select likes, version from posts where id = ? for update";
+        let row: Option<(u64, u64)> = self
+            .run(Lane::Repair, move |conn| Box::pin(sqlx::query_as(select).bind(post.get()).fetch_optional(conn)))
+            .await?;
+        let (likes, version) = row.ok_or(StoreError::UnknownPost)?;
+        Ok(LikesState { post_id: post, likes, version: Version(version) })
+    }
+
     pub(super) async fn apply(&self, request: &LikeRequest) -> Result<LikeOutcome, StoreError> {
         let Inner { options, counters, .. } = &*self.inner;
         let started = Instant::now();

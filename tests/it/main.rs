@@ -2,6 +2,7 @@
 
 mod architecture;
 mod broker;
+mod likes;
 mod servers;
 mod stack;
 mod store;
