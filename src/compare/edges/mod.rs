@@ -156,6 +156,7 @@ impl EdgeConfig {
             folder => folder.display().to_string(),
             root => nix::unistd::geteuid().is_root(),
             connections => connections(),
+            sessions => connections() / 2 - 100, // HAProxy counts clients alone, nginx both sides
             buffering => if self.buffering { "on" } else { "off" },
             retry503 => self.retry503,
             max_temp_file => self.max_temp_file,
@@ -169,7 +170,7 @@ impl EdgeConfig {
 /// Connections an edge may hold: two sockets per stream, within the open-files limit.
 fn connections() -> u64 {
     let (soft, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap_or((1_024, 0));
-    soft.saturating_sub(64).clamp(512, 32_768)
+    soft.saturating_sub(64).clamp(1_024, 32_768)
 }
 
 /// An edge that serves.
@@ -316,7 +317,7 @@ mod tests {
             let text = config.render(&pods(), 1, Path::new("/tmp/x")).unwrap();
             let (begin, end) = match config.edge.service() {
                 Some(Service::Nginx) => ("location / {", "location @stream"),
-                _ => ("backend api", "backend streams"),
+                _ => ("\nbackend api", "\nbackend streams"),
             };
             let likes = &text[text.find(begin).unwrap()..text.find(end).unwrap()];
             assert!(!likes.contains("503") && likes.contains("conn") | likes.contains("error timeout;"), "{likes}");
