@@ -70,7 +70,7 @@ impl Service {
         }
     }
 
-    /// The program, if it is installed: its variable, PATH, the sbin folders, `~/.local/bin`, `.venv/bin`, `/opt/pv/bin`.
+    /// The program, if it is installed: its variable, PATH, the sbin folders, `~/.local/bin`, `.venv/bin`.
     #[must_use]
     pub fn find(self) -> Option<PathBuf> {
         if let Some(named) = std::env::var_os(self.variable()) {
@@ -83,7 +83,6 @@ impl Service {
         folders.push(home.join(".local/bin"));
         folders.extend(std::env::current_dir().map(|here| here.join(".venv/bin")));
         folders.extend(std::env::var_os("VIRTUAL_ENV").map(|venv| PathBuf::from(venv).join("bin")));
-        folders.push("/opt/pv/bin".into());
         self.programs().iter().flat_map(|name| folders.iter().map(move |f| f.join(name))).find(|path| path.is_file())
     }
 

@@ -1,0 +1,155 @@
+//! Q1, and what most cells do: the generator runs, the stack is watched, faults come at their moments.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::compare::faults::{Fault, Step};
+use crate::compare::observe::{Gauges, Window, counters};
+use crate::compare::plan::{Planned, Scenario, Schedule};
+use crate::compare::stack::guardian::Spawn;
+use crate::compare::stack::{Cpus, Deployment, HEARTBEAT, Stack};
+use crate::domain::unix_micros;
+use crate::result::{Marker, Observed, RunResult, file};
+
+/// A phase the generator has reached.
+#[derive(Debug, Deserialize)]
+struct Phase {
+    phase: String,
+}
+
+/// Runs the generator against a deployment and does the steps at their moments. The result holds what was observed,
+/// not yet its place in the plan.
+///
+/// # Errors
+/// When the generator could not run, or `shutdown`.
+pub async fn run(
+    stack: &Stack,
+    deployment: &mut Deployment,
+    planned: &Planned,
+    steps: Vec<Step>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<RunResult> {
+    let folder = stack.guardian.folder().to_owned();
+    let (out, log) = (folder.join("load.run.gz"), folder.join("load.log"));
+    let _ = (std::fs::remove_file(&out), std::fs::remove_file(&log));
+    let args = load_args(&deployment.base_urls(), &deployment.admin_urls(), &stack.cpus, planned, &out);
+    let spawn = Spawn { program: stack.pushlab.clone(), args, log, lines: true, ..Spawn::default() };
+    let before = deployment.pods.clone();
+    let gauges = Gauges::start(before.clone());
+    let mut load = stack.guardian.spawn(spawn).await?;
+    let (mut observed, mut steps) = (Observed::default(), VecDeque::from(steps));
+    let (mut window, mut begun) = (None, None::<Instant>);
+    // Inputs: the generator's phase lines, the next step's moment, shutdown.
+    loop {
+        let next = begun.and_then(|begun| Some(begun + steps.front()?.at));
+        tokio::select! {
+            line = load.lines.recv() => {
+                let Some(line) = line else { break };
+                let phase: Phase = serde_json::from_str(&line).with_context(|| format!("the generator said {line:?}"))?;
+                match phase.phase.as_str() {
+                    "measure" => {
+                        begun = Some(Instant::now());
+                        window = Some(Window::open(&watched(stack, deployment, load.pid)));
+                    }
+                    "cooldown" => if let Some(window) = &window {
+                        observed.processes = window.close(&watched(stack, deployment, load.pid));
+                    },
+                    _ => {}
+                }
+            }
+            () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
+                let Some(step) = steps.pop_front() else { continue };
+                let at_us = unix_micros();
+                let label = step.fault.inject(stack, deployment, planned).await.context("the fault could not be done")?;
+                if let (Fault::AddPod | Fault::Restart(_), Some(pod)) = (&step.fault, deployment.pods.last()) {
+                    gauges.add(pod.clone());
+                }
+                // A kill takes hold at once; a pod that is added is there once the edge knows it.
+                let at_us = if matches!(step.fault, Fault::AddPod) { unix_micros() } else { at_us };
+                observed.markers.push(Marker { at_us, label });
+            }
+            () = shutdown.cancelled() => {
+                let _ = stack.guardian.signal(load.pid, Signal::SIGKILL).await;
+                bail!("interrupted");
+            }
+        }
+    }
+    let ended = load.wait().await;
+    // 3: the ledger found something with what the generator knows; it is asked again with all counters.
+    if !matches!(ended.code, Some(0 | 3)) {
+        bail!("the generator ended with {}; {}", ended.how, load.log_tail());
+    }
+    let mut run = file::read(&out)?;
+    for pod in deployment.pods.iter().filter(|pod| !before.contains(pod)) {
+        run.header.pods.push(counters(&pod.admin).await);
+    }
+    let origin = run.header.origin_us;
+    observed.connections = gauges.stop(origin);
+    for marker in &mut observed.markers {
+        marker.at_us = marker.at_us.saturating_sub(origin);
+    }
+    if !steps.is_empty() {
+        run.header.generator.problems.push("the fault did not fire: the window ended before".into());
+    }
+    run.header.observed = Some(observed);
+    Ok(run)
+}
+
+fn watched(stack: &Stack, deployment: &Deployment, generator: i32) -> Vec<(String, i32)> {
+    let mut watched = deployment.watched();
+    watched.extend(stack.nats.iter().map(|nats| ("nats".to_owned(), nats.process.pid)));
+    watched.extend(stack.database.iter().map(|database| ("database".to_owned(), database.process.pid)));
+    watched.push(("generator".into(), generator));
+    watched
+}
+
+/// The generator's command line. The lines of two arms differ in `--arm` alone; a test holds it to that.
+pub(in crate::compare) fn load_args(
+    base: &[String],
+    admin: &[String],
+    cpus: &Cpus,
+    planned: &Planned,
+    out: &Path,
+) -> Vec<String> {
+    let mut args = vec!["load".to_owned()];
+    let mut flag = |name: &str, value: String| args.extend([format!("--{name}"), value]);
+    flag("base-url", base.join(","));
+    if !admin.is_empty() {
+        flag("admin-url", admin.join(","));
+    }
+    flag("arm", planned.arm.name().into());
+    flag("viewers", planned.viewers.to_string());
+    flag("likers", planned.likers.to_string());
+    flag("rate", planned.rate.to_string());
+    flag("posts", planned.posts.to_string());
+    flag("schedule", if planned.schedule == Schedule::Poisson { "poisson" } else { "uniform" }.into());
+    flag("warmup", ms(planned.phases.warmup));
+    flag("measure", ms(planned.phases.measure));
+    flag("cooldown", ms(planned.phases.cooldown));
+    flag("seed", planned.seed.to_string());
+    flag("heartbeat", HEARTBEAT.into());
+    flag("progress", "none".into());
+    if !cpus.generator.is_empty() {
+        flag("cpus", cpus.generator.iter().map(usize::to_string).collect::<Vec<_>>().join(","));
+    }
+    if let Some((mean, sigma)) = planned.population {
+        flag("population-mean", ms(mean));
+        flag("population-sigma", sigma.to_string());
+    }
+    flag("out", out.display().to_string());
+    if planned.scenario == Scenario::Kill {
+        args.push("--idempotent".into());
+    }
+    args
+}
+
+fn ms(duration: Duration) -> String {
+    format!("{}ms", duration.as_millis())
+}

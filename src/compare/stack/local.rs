@@ -1,0 +1,81 @@
+//! The local stack's pods: one `pushlab serve` child each, beside a real broker and a real database.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+
+use super::guardian::Spawn;
+use super::processes::Process;
+use super::{Deployment, Pod, Stack};
+use crate::compare::plan::{Accel, Broken, Planned};
+
+/// A pod's word that it serves.
+#[derive(Debug, Deserialize)]
+struct Announced {
+    pod: String,
+    listen: String,
+    admin: String,
+}
+
+/// What every pod of a cell is told, whatever the stack.
+pub(super) fn serve_args(planned: &Planned) -> Vec<String> {
+    let accel = if planned.accel == Accel::No { "no" } else { "unset" };
+    let max_age = format!("{}ms", planned.max_age.as_millis());
+    let mut args = vec!["serve"];
+    args.extend(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+    args.extend(["--heartbeat", HEARTBEAT, "--accel-buffering", accel, "--max-age", &max_age]);
+    args.into_iter().map(String::from).collect()
+}
+
+/// Heartbeat period of pods, which the generator expects too.
+pub const HEARTBEAT: &str = "10s";
+
+pub(super) async fn deploy(stack: &Stack, planned: &Planned) -> anyhow::Result<Deployment> {
+    let names: Vec<_> = (1..=planned.pods).map(|number| format!("pod-{number}")).collect();
+    let started = futures_util::future::try_join_all(names.iter().map(|name| pod(stack, planned, name))).await?;
+    let (pods, processes) = started.into_iter().unzip();
+    Ok(Deployment { pods, processes, ..Deployment::default() })
+}
+
+/// Starts one pod and waits until it serves.
+pub(super) async fn pod(stack: &Stack, planned: &Planned, name: &str) -> anyhow::Result<(Pod, Process)> {
+    let (Some(nats), Some(database)) = (&stack.nats, &stack.database) else { bail!("broker and database are not up") };
+    let mut args = serve_args(planned);
+    let more = ["--database-url", &database.url, "--nats-url", &nats.url, "--pod-name", name];
+    args.extend(more.map(String::from));
+    if name == "pod-1" && planned.broken != Broken::None {
+        args.extend(["--break".to_owned(), planned.broken.name().to_owned()]);
+    }
+    let (mut pods, process) = serve(stack, args, name, 1).await?;
+    Ok((pods.remove(0), process))
+}
+
+/// Starts `pushlab serve` and waits for the announcements of its pods.
+pub(super) async fn serve(
+    stack: &Stack,
+    args: Vec<String>,
+    name: &str,
+    pods: usize,
+) -> anyhow::Result<(Vec<Pod>, Process)> {
+    let log = stack.guardian.folder().join(format!("{name}.log"));
+    let _ = std::fs::remove_file(&log);
+    let program = stack.pushlab.clone();
+    let spawn = Spawn { program, args, log, lines: true, cpus: stack.cpus.stack.clone(), ..Spawn::default() };
+    let mut process = stack.guardian.spawn(spawn).await?;
+    let mut up = Vec::new();
+    while up.len() < pods {
+        match tokio::time::timeout(Duration::from_secs(20), process.lines.recv()).await {
+            Ok(Some(line)) => {
+                let said: Announced = serde_json::from_str(&line).with_context(|| format!("{name} said {line:?}"))?;
+                up.push(Pod { name: said.pod, listen: said.listen, admin: said.admin, pid: Some(process.pid) });
+            }
+            Ok(None) => {
+                let ended = process.wait().await;
+                bail!("{name} ended at once ({}); {}", ended.how, process.log_tail());
+            }
+            Err(_) => bail!("{name} does not serve after 20 s; {}", process.log_tail()),
+        }
+    }
+    Ok((up, process))
+}
