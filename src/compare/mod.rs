@@ -1,26 +1,234 @@
 //! The main job: bring a stack up, run a plan, write the report.
 
+/// What this machine can do at most.
+pub mod calibrate;
 /// nginx and HAProxy before the pods.
 pub mod edges;
 /// The machine and what is installed on it.
 pub mod environment;
+/// What is done to a running stack.
+pub mod faults;
+/// What is seen from outside.
+pub mod observe;
+/// What is equal between the arms.
+pub mod parity;
 /// What is run, as data.
 pub mod plan;
+/// One cell after the other.
+pub mod runner;
+/// One file per question.
+pub mod scenario;
 /// The stacks a plan runs on.
 pub mod stack;
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use anyhow::{Context, bail};
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::unix_micros;
+use crate::report;
+use crate::result::Environment;
+use calibrate::Capacity;
+use plan::{Plan, Planned, estimate};
+use runner::{Folder, fit, people};
+use stack::remote::Urls;
+use stack::services::Service;
+use stack::{Cpus, Kind, Stack};
+
 /// Options.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Config {}
+#[command(after_help = "Plans: quick (a minute), seed (the original notes' matrix, 38 min), full (eight pairs per claim, \
+    two hours and a half), or a file that ends in .toml. A run that was interrupted goes on with the same --out.")]
+pub struct Config {
+    /// What to run on; by default `local` when its servers are installed, else `embedded`
+    #[arg(long, value_enum)]
+    pub stack: Option<Kind>,
+    /// quick, seed, full, or FILE.toml
+    #[arg(long, default_value = "quick", value_name = "PLAN")]
+    pub plan: String,
+    /// Only the cells of this question: Q1, Q2, Q4, Q12
+    #[arg(long, value_name = "Qn")]
+    pub question: Option<String>,
+    /// Result folder; finished cells in it are kept [default: results/PLAN-TIME]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Base URLs of the service (`--stack remote`)
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    pub base_url: Vec<String>,
+    /// Admin URLs of all its pods (`--stack remote`); without them the ledger cannot compare counters
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    pub admin_url: Vec<String>,
+    /// Print the cells in their order and the estimated duration, run nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
 
 /// Runs it until done or `shutdown`.
 ///
 /// # Errors
 /// A message for the user.
-#[expect(clippy::unused_async, reason = "not built yet")]
-pub async fn run(
-    _config: Config,
-    _shutdown: tokio_util::sync::CancellationToken,
-) -> anyhow::Result<std::process::ExitCode> {
-    anyhow::bail!("not built yet")
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<ExitCode> {
+    let (plan, text) = Plan::load(&config.plan)?;
+    let (kind, why) = choose(&config);
+    println!("stack {}: {why}", kind.name());
+    let (cells, mut notes) = cells(&plan, kind, config.question.as_deref())?;
+    for note in &notes {
+        println!("{note}");
+    }
+    notes.insert(0, format!("Stack {}: {why}.", kind.name()));
+    let cpus = Cpus::from_plan(&plan.cpus)?;
+    println!("plan {}: {} cells, about {}", plan.name, cells.len(), people(estimate(&cells)));
+    if config.dry_run {
+        for cell in &cells {
+            println!("{:>4} {:>4} s  {}", cell.cell.index + 1, cell.duration().as_secs(), cell.cell.id);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let path = config.out.clone().unwrap_or_else(|| default_folder(&plan.name));
+    let folder = Folder::open(&path, &text)?;
+    environment::raise_open_files();
+    let remote = Urls { base: config.base_url.clone(), admin: config.admin_url.clone() };
+    if kind == Kind::Remote {
+        remote.check().await?;
+    }
+    let stack = Stack::start(kind, cpus, remote).await.context("the stack does not come up")?;
+    let done = measure(&config, &plan, &stack, &cells, notes, &folder, &shutdown).await;
+    stack.guardian.end().await;
+    let outcome = done?;
+    if shutdown.is_cancelled() {
+        let saved = outcome.ran + outcome.kept;
+        bail!("interrupted with {saved} of {} cells saved; go on with: {} --out {}", cells.len(), command(&config, kind), path.display());
+    }
+    finish(&folder.0, kind, &outcome)
+}
+
+/// The stack asked for, or the best one that is possible here, and why.
+fn choose(config: &Config) -> (Kind, String) {
+    let missing: Vec<_> = Service::ALL.into_iter().filter(|s| s.required() && s.find().is_none()).collect();
+    let names: Vec<_> = missing.iter().map(|service| service.programs()[0]).collect();
+    match config.stack {
+        Some(kind) => (kind, "asked for by --stack".into()),
+        None if !config.base_url.is_empty() => (Kind::Remote, "because of --base-url".into()),
+        None if missing.is_empty() => (Kind::Local, "nats-server, a database server and nginx are installed".into()),
+        None => {
+            let limits = "no proxy, no broker between processes, no row lock";
+            (Kind::Embedded, format!("{} not installed; {limits}: no latency ranking of transports", names.join(", ")))
+        }
+    }
+}
+
+/// The plan's cells that this stack can run.
+fn cells(plan: &Plan, kind: Kind, question: Option<&str>) -> anyhow::Result<(Vec<Planned>, Vec<String>)> {
+    let all = plan.expand(question);
+    if all.is_empty() {
+        let questions: std::collections::BTreeSet<_> = plan.cells.iter().map(|grid| grid.question.as_str()).collect();
+        let questions = Vec::from_iter(questions).join(", ");
+        bail!("the plan {} has no cell for {}; it has {questions}", plan.name, question.unwrap_or("any question"));
+    }
+    let (cells, notes) = fit(kind, all);
+    if cells.is_empty() {
+        bail!("no cell of the plan {} can be run on the {} stack; see `pushlab doctor`", plan.name, kind.name());
+    }
+    Ok((cells, notes))
+}
+
+/// Calibrates, writes down the circumstances, runs the cells.
+async fn measure(
+    config: &Config,
+    plan: &Plan,
+    stack: &Stack,
+    cells: &[Planned],
+    notes: Vec<String>,
+    folder: &Folder,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<runner::Outcome> {
+    let kept = folder.0.join("environment.json");
+    let before: Option<Environment> = std::fs::read(&kept).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let mut capacity = None;
+    if stack.kind != Kind::Remote {
+        let first = cells.iter().find(|cell| cell.broken == plan::Broken::None).context("no sound cell to calibrate")?;
+        let deployment = stack.deploy(first).await?;
+        let measured = Capacity::measure(&deployment, &stack.cpus).await;
+        stack.end(deployment).await;
+        let measured = measured.context("the calibration failed")?;
+        let of = measured.named();
+        println!(
+            "capacity here: {} likes/s on one post, {} over a hundred, {} raw writes/s by one thread",
+            of["likes_per_s_one_post"], of["likes_per_s_hundred_posts"], of["raw_writes_per_s_one_thread"]
+        );
+        capacity = Some(measured);
+    }
+    let mut facts = environment::facts();
+    for (name, cpus) in [("cpus of the generator", &stack.cpus.generator), ("cpus of the stack", &stack.cpus.stack)] {
+        facts.insert(name.into(), if cpus.is_empty() { "not pinned".into() } else { format!("{cpus:?}") });
+    }
+    for edge in edges::Edge::ALL.into_iter().filter(|edge| cells.iter().any(|cell| cell.edge.edge == *edge)) {
+        facts.insert(format!("{edge} counts"), edge.counts().into());
+    }
+    let environment = Environment {
+        stack: stack.kind.name().into(),
+        notes,
+        plan: plan.name.clone(),
+        command: command(config, stack.kind),
+        started: before.map_or_else(|| unix_micros() / 1_000_000, |environment| environment.started),
+        facts,
+        parity: parity::rows(stack.kind, &stack.cpus, cells),
+        calibration: capacity.as_ref().map_or_else(BTreeMap::new, Capacity::named),
+    };
+    std::fs::write(&kept, serde_json::to_vec_pretty(&environment)?)?;
+    runner::run(stack, cells, folder, capacity, shutdown).await
+}
+
+/// Writes the report and says what was found. Exit 3 for a ledger violation, 1 for cells that could not be run.
+fn finish(path: &Path, kind: Kind, outcome: &runner::Outcome) -> anyhow::Result<ExitCode> {
+    let written = report::write(path).context("the report could not be written; try again: pushlab report DIR")?;
+    println!();
+    for answer in &written.answers {
+        println!("{answer}");
+    }
+    let wrong = written.violations.len();
+    match wrong {
+        0 => println!("ledger: every version is accounted for in all {} runs", written.runs),
+        _ => println!("ledger: {wrong} violations in {} runs", written.runs),
+    }
+    for violation in &written.violations {
+        println!("  {violation}");
+    }
+    if outcome.kept > 0 {
+        println!("{} cells were there from before", outcome.kept);
+    }
+    println!("report: {}", written.index.display());
+    let lines = environment::install_lines();
+    if kind == Kind::Embedded && !lines.is_empty() {
+        println!("for a real broker, database and proxy (--stack local) install them:");
+        for line in lines {
+            println!("  {line}");
+        }
+    }
+    if wrong == 0 && !outcome.failed.is_empty() {
+        bail!("{} cells could not be run; the first: {}: {}", outcome.failed.len(), outcome.failed[0].0, outcome.failed[0].1);
+    }
+    Ok(written.exit_code())
+}
+
+/// The command that repeats this.
+fn command(config: &Config, kind: Kind) -> String {
+    let mut words = vec!["pushlab compare".to_owned(), format!("--stack {}", kind.name()), format!("--plan {}", config.plan)];
+    words.extend(config.question.iter().map(|question| format!("--question {question}")));
+    for (flag, urls) in [("--base-url", &config.base_url), ("--admin-url", &config.admin_url)] {
+        if !urls.is_empty() {
+            words.push(format!("{flag} {}", urls.join(",")));
+        }
+    }
+    words.join(" ")
+}
+
+/// `results/quick-2026-11-23T05-29-21Z`.
+fn default_folder(plan: &str) -> PathBuf {
+    let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace(':', "-");
+    Path::new("results").join(format!("{plan}-{time}"))
 }

@@ -208,12 +208,36 @@ impl RunningEdge {
         Ok(Some(Self { server, config: config.clone(), folder, file }))
     }
 
+    /// The name under which its configuration is kept beside the results: one per combination of switches.
+    #[must_use]
+    pub fn file_name(&self) -> String {
+        let EdgeConfig { edge, buffering, retry503, max_temp_file } = &self.config;
+        let ending = if edge.buffers() { "conf" } else { "cfg" };
+        let mut name = edge.name().to_owned();
+        if edge.buffers() {
+            name.push_str(if *buffering { "-buffering-on" } else { "-buffering-off" });
+        }
+        if !retry503 {
+            name.push_str("-no-503-rule");
+        }
+        if let Some(size) = max_temp_file {
+            name.push_str(&format!("-temp-{size}"));
+        }
+        format!("{name}.{ending}")
+    }
+
     /// The configuration it runs with.
     ///
     /// # Errors
     /// When the file is gone.
     pub fn rendered(&self) -> anyhow::Result<String> {
         Ok(std::fs::read_to_string(&self.file)?)
+    }
+
+    /// `nginx` or `haproxy`.
+    #[must_use]
+    pub fn program(&self) -> &'static str {
+        self.config.edge.service().map_or("edge", |service| service.programs()[0])
     }
 
     /// The folder nginx spills responses into.

@@ -105,7 +105,7 @@ pub async fn run(
 fn watched(stack: &Stack, deployment: &Deployment, generator: i32) -> Vec<(String, i32)> {
     let mut watched = deployment.watched();
     watched.extend(stack.nats.iter().map(|nats| ("nats".to_owned(), nats.process.pid)));
-    watched.extend(stack.database.iter().map(|database| ("database".to_owned(), database.process.pid)));
+    watched.extend(stack.database.iter().map(|database| ("mariadb".to_owned(), database.process.pid)));
     watched.push(("generator".into(), generator));
     watched
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::guardian::Spawn;
 use super::processes::Process;
 use super::{Deployment, Pod, Stack};
-use crate::compare::plan::{Accel, Broken, Planned};
+use crate::compare::plan::{Accel, Broken, Planned, Scenario};
 
 /// A pod's word that it serves.
 #[derive(Debug, Deserialize)]
@@ -19,12 +19,16 @@ struct Announced {
 }
 
 /// What every pod of a cell is told, whatever the stack.
-pub(super) fn serve_args(planned: &Planned) -> Vec<String> {
+#[must_use]
+pub fn serve_args(planned: &Planned) -> Vec<String> {
     let accel = if planned.accel == Accel::No { "no" } else { "unset" };
     let max_age = format!("{}ms", planned.max_age.as_millis());
     let mut args = vec!["serve"];
     args.extend(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
     args.extend(["--heartbeat", HEARTBEAT, "--accel-buffering", accel, "--max-age", &max_age]);
+    if planned.scenario == Scenario::Buffering {
+        args.extend(["--drain", "0s", "--drain-grace", "0s"]); // its streams end at the first word
+    }
     args.into_iter().map(String::from).collect()
 }
 

@@ -18,7 +18,7 @@ mod embedded;
 pub mod guardian;
 /// Real servers, one child process per pod.
 mod local;
-pub use local::HEARTBEAT;
+pub use local::{HEARTBEAT, serve_args};
 /// The lab's side of the guardian.
 pub mod processes;
 /// Something that runs already.
@@ -233,7 +233,7 @@ impl Deployment {
         let shared = self.pods.len() > 1 && self.pods.iter().all(|pod| pod.pid == self.pods[0].pid);
         let pods = self.pods.iter().filter_map(|pod| Some((pod.name.clone(), pod.pid?)));
         let mut watched: Vec<_> = if shared { pods.take(1).map(|(_, pid)| ("pods".into(), pid)).collect() } else { pods.collect() };
-        watched.extend(self.edge.iter().map(|edge| ("edge".to_owned(), edge.server.process.pid)));
+        watched.extend(self.edge.iter().map(|edge| (edge.program().to_owned(), edge.server.process.pid)));
         watched
     }
 }
