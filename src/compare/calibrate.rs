@@ -96,7 +96,8 @@ async fn likes(urls: &[String], posts: usize, time: Duration) -> anyhow::Result<
     let done = Arc::new(AtomicU64::new(0));
     let begun = Instant::now();
     let callers = (0..CALLERS).map(|caller| {
-        let (client, url, posts, done) = (client.clone(), urls[caller % urls.len()].clone(), Arc::clone(&posts), Arc::clone(&done));
+        let (client, url, posts, done) =
+            (client.clone(), urls[caller % urls.len()].clone(), Arc::clone(&posts), Arc::clone(&done));
         tokio::spawn(async move {
             for turn in 0_usize.. {
                 if begun.elapsed() > time {

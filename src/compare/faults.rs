@@ -39,7 +39,12 @@ impl Fault {
     ///
     /// # Errors
     /// When the stack cannot do it.
-    pub async fn inject(&self, stack: &Stack, deployment: &mut Deployment, planned: &Planned) -> anyhow::Result<String> {
+    pub async fn inject(
+        &self,
+        stack: &Stack,
+        deployment: &mut Deployment,
+        planned: &Planned,
+    ) -> anyhow::Result<String> {
         match self {
             Self::Kill(pod) => {
                 stack.guardian.signal(pid(deployment, pod)?, Signal::SIGKILL).await?;

@@ -41,8 +41,10 @@ use stack::{Cpus, Kind, Stack};
 
 /// Options.
 #[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "Plans: quick (a minute), seed (the original notes' matrix, 38 min), full (eight pairs per claim, \
-    two hours and a half), or a file that ends in .toml. A run that was interrupted goes on with the same --out.")]
+#[command(
+    after_help = "Plans: quick (a minute), seed (the original notes' matrix, 38 min), full (eight pairs per claim, \
+    two hours and a half), or a file that ends in .toml. A run that was interrupted goes on with the same --out."
+)]
 pub struct Config {
     /// What to run on; by default `local` when its servers are installed, else `embedded`
     #[arg(long, value_enum)]
@@ -90,7 +92,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     }
     let path = config.out.clone().unwrap_or_else(|| default_folder(&plan.name));
     let folder = Folder::open(&path, &text)?;
-    environment::raise_open_files();
+    let _limit = environment::raise_open_files();
     let remote = Urls { base: config.base_url.clone(), admin: config.admin_url.clone() };
     if kind == Kind::Remote {
         remote.check().await?;
@@ -101,7 +103,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let outcome = done?;
     if shutdown.is_cancelled() {
         let saved = outcome.ran + outcome.kept;
-        bail!("interrupted with {saved} of {} cells saved; go on with: {} --out {}", cells.len(), command(&config, kind), path.display());
+        bail!(
+            "interrupted with {saved} of {} cells saved; go on with: {} --out {}",
+            cells.len(),
+            command(&config, kind),
+            path.display()
+        );
     }
     finish(&folder.0, kind, &outcome)
 }
@@ -150,7 +157,8 @@ async fn measure(
     let before: Option<Environment> = std::fs::read(&kept).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let mut capacity = None;
     if stack.kind != Kind::Remote {
-        let first = cells.iter().find(|cell| cell.broken == plan::Broken::None).context("no sound cell to calibrate")?;
+        let first =
+            cells.iter().find(|cell| cell.broken == plan::Broken::None).context("no sound cell to calibrate")?;
         let deployment = stack.deploy(first).await?;
         let measured = Capacity::measure(&deployment, &stack.cpus).await;
         stack.end(deployment).await;
@@ -210,14 +218,20 @@ fn finish(path: &Path, kind: Kind, outcome: &runner::Outcome) -> anyhow::Result<
         }
     }
     if wrong == 0 && !outcome.failed.is_empty() {
-        bail!("{} cells could not be run; the first: {}: {}", outcome.failed.len(), outcome.failed[0].0, outcome.failed[0].1);
+        bail!(
+            "{} cells could not be run; the first: {}: {}",
+            outcome.failed.len(),
+            outcome.failed[0].0,
+            outcome.failed[0].1
+        );
     }
     Ok(written.exit_code())
 }
 
 /// The command that repeats this.
 fn command(config: &Config, kind: Kind) -> String {
-    let mut words = vec!["pushlab compare".to_owned(), format!("--stack {}", kind.name()), format!("--plan {}", config.plan)];
+    let mut words =
+        vec!["pushlab compare".to_owned(), format!("--stack {}", kind.name()), format!("--plan {}", config.plan)];
     words.extend(config.question.iter().map(|question| format!("--question {question}")));
     for (flag, urls) in [("--base-url", &config.base_url), ("--admin-url", &config.admin_url)] {
         if !urls.is_empty() {

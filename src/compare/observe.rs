@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use super::stack::guardian::descendants;
 use super::stack::Pod;
+use super::stack::guardian::descendants;
 use crate::domain::unix_micros;
 use crate::result::{PodConnections, PodCounters, ProcessUse};
 
@@ -44,10 +44,17 @@ impl Usage {
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         let ticks = |at: usize| fields.get(at)?.parse::<f64>().ok().map(|ticks| ticks / TICKS);
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        let rss = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
         let fds = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
         // Fields 14 and 15 of proc(5), counted from the one after the name, which is field 3.
-        Some(Self { user_s: ticks(11)?, system_s: ticks(12)?, rss: rss.unwrap_or(0) * 1_024, fds: u32::try_from(fds).ok()? })
+        Some(Self {
+            user_s: ticks(11)?,
+            system_s: ticks(12)?,
+            rss: rss.unwrap_or(0) * 1_024,
+            fds: u32::try_from(fds).ok()?,
+        })
     }
 }
 
@@ -81,11 +88,14 @@ impl Window {
     }
 }
 
+/// Pod → (Unix time in µs, connections).
+type Seen = BTreeMap<String, Vec<(u64, u32)>>;
+
 /// Reads the pods' connection gauges once per second, in Unix µs, until it is stopped. Inputs of its loop: the clock.
 #[derive(Debug)]
 pub struct Gauges {
     pods: Arc<Mutex<Vec<Pod>>>,
-    seen: Arc<Mutex<BTreeMap<String, Vec<(u64, u32)>>>>,
+    seen: Arc<Mutex<Seen>>,
     task: JoinHandle<()>,
 }
 
@@ -94,7 +104,7 @@ impl Gauges {
     #[must_use]
     pub fn start(pods: Vec<Pod>) -> Self {
         let pods = Arc::new(Mutex::new(pods));
-        let seen = Arc::new(Mutex::new(BTreeMap::<String, Vec<(u64, u32)>>::new()));
+        let seen = Arc::new(Mutex::new(Seen::new()));
         let task = tokio::spawn({
             let (pods, seen) = (Arc::clone(&pods), Arc::clone(&seen));
             async move {
@@ -127,7 +137,8 @@ impl Gauges {
         let seen = std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner));
         let relative = |(at, open): (u64, u32)| Some((at.checked_sub(origin_us)?, open));
         let pods = seen.into_iter();
-        pods.map(|(pod, samples)| PodConnections { pod, samples: samples.into_iter().filter_map(relative).collect() }).collect()
+        pods.map(|(pod, samples)| PodConnections { pod, samples: samples.into_iter().filter_map(relative).collect() })
+            .collect()
     }
 }
 

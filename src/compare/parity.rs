@@ -27,7 +27,11 @@ pub fn rows(kind: Kind, cpus: &Cpus, cells: &[Planned]) -> Vec<ParityRow> {
     let [snapshot, changed] = samples().map(|update| update.to_json().len());
     let mut rows = vec![
         same("JSON body", &format!("{changed} B (snapshot {snapshot} B)"), "one function encodes it for both"),
-        told("heartbeat of the pod", "--heartbeat", "SSE: a comment; STOMP: an end-of-line; the client sends none over SSE"),
+        told(
+            "heartbeat of the pod",
+            "--heartbeat",
+            "SSE: a comment; STOMP: an end-of-line; the client sends none over SSE",
+        ),
         told("silence a viewer bears", "load --heartbeat", "two periods, then it reconnects"),
         told("X-Accel-Buffering", "--accel-buffering", "means nothing to a WebSocket"),
         told("maximum age of a stream", "--max-age", ""),
@@ -37,7 +41,11 @@ pub fn rows(kind: Kind, cpus: &Cpus, cells: &[Planned]) -> Vec<ParityRow> {
         same("HTTP version, TLS", "1.1, none", ""),
         told("schedule of likes", "load --schedule", ""),
         told("seed", "load --seed", "the arms of one block have one seed"),
-        told("likers", "load --likers", "SSE+POST: a stream and a keep-alive connection each; STOMP+SEND: one WebSocket"),
+        told(
+            "likers",
+            "load --likers",
+            "SSE+POST: a stream and a keep-alive connection each; STOMP+SEND: one WebSocket",
+        ),
         told("CPUs of the generator", "load --cpus", ""),
         same("CPUs of everything else", &list(&cpus.stack), ""),
         same("pods", &cell.pods.to_string(), "as in the first cell; a cell's own number is among its levels"),
@@ -98,7 +106,8 @@ mod tests {
         let cpus = Cpus { generator: vec![1], stack: vec![0] };
         for plan in ["quick", "seed", "full"] {
             for cell in Plan::load(plan).unwrap().0.expand(None) {
-                let [sse, stomp] = [Arm::SsePost, Arm::StompSend].map(|arm| command_lines(&cpus, &Planned { arm, ..cell.clone() }));
+                let [sse, stomp] =
+                    [Arm::SsePost, Arm::StompSend].map(|arm| command_lines(&cpus, &Planned { arm, ..cell.clone() }));
                 let different: Vec<_> = sse.iter().zip(&stomp).filter(|(a, b)| a != b).collect();
                 assert_eq!(sse.len(), stomp.len());
                 assert_eq!(different, [(&"sse-post".to_owned(), &"stomp-send".to_owned())], "{}", cell.cell.id);
@@ -112,7 +121,10 @@ mod tests {
         for a in &cells {
             for pair in a.cell.pairs.iter().filter(|pair| pair.side == 'a' && pair.claim.starts_with("arm: ")) {
                 let b = cells.iter().find(|b| {
-                    b.cell.pairs.iter().any(|other| other.claim == pair.claim && other.number == pair.number && other.side == 'b')
+                    b.cell
+                        .pairs
+                        .iter()
+                        .any(|other| other.claim == pair.claim && other.number == pair.number && other.side == 'b')
                 });
                 let b = Planned { arm: a.arm, cell: a.cell.clone(), ..b.unwrap().clone() };
                 assert_eq!(&b, a);

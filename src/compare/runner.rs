@@ -108,7 +108,10 @@ pub fn fit(kind: Kind, mut cells: Vec<Planned>) -> (Vec<Planned>, Vec<String>) {
     });
     let left_out = planned - cells.len();
     if left_out > 0 {
-        notes.push(format!("{left_out} of {planned} cells need what the {} stack does not have and are left out.", kind.name()));
+        notes.push(format!(
+            "{left_out} of {planned} cells need what the {} stack does not have and are left out.",
+            kind.name()
+        ));
     }
     if moved > 0 {
         notes.push(format!("{moved} cells are planned behind a proxy that is not there and go to the pods directly."));
@@ -223,9 +226,10 @@ async fn attempt(
         _ => {}
     }
     let serving: HashSet<_> = run.header.sessions.iter().filter_map(|session| session.pod.as_deref()).collect();
-    let liked = run.header.pods.iter().filter(|pod| {
-        pod.other.iter().any(|(name, value)| name.starts_with("pushlab_likes_total") && *value > 0.0)
-    });
+    let liked =
+        run.header.pods.iter().filter(|pod| {
+            pod.other.iter().any(|(name, value)| name.starts_with("pushlab_likes_total") && *value > 0.0)
+        });
     let (serving, liked) = (serving.len(), liked.count());
     let observed = run.header.observed.get_or_insert_with(Observed::default);
     if planned.pods > 1 && serving > 0 {

@@ -88,7 +88,8 @@ fn watch(client: reqwest::Client, url: String) -> JoinHandle<anyhow::Result<Seen
         let mut answer = request.send().await?.error_for_status()?;
         let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let mut seen = Seen { pod: header("x-pushlab-pod"), ..Seen::default() };
-        let mut gzip = header("content-encoding").filter(|coding| coding == "gzip").map(|_| MultiGzDecoder::new(Vec::new()));
+        let mut gzip =
+            header("content-encoding").filter(|coding| coding == "gzip").map(|_| MultiGzDecoder::new(Vec::new()));
         let mut text = Vec::new();
         // A stream that is cut ends with an error, a clean one without: both end it.
         while let Ok(Some(chunk)) = answer.chunk().await {

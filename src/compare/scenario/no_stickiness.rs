@@ -30,7 +30,8 @@ pub async fn check(deployment: &Deployment, sound_from: usize) -> anyhow::Result
             Ok(Ok(true)) => {}
             Ok(Err(error)) => return Err(error.into()),
             Ok(Ok(false)) | Err(_) => {
-                broken.push(format!("Q8: a like on {} did not reach a viewer on {} in 5 s", liking.name, watching.name));
+                broken
+                    .push(format!("Q8: a like on {} did not reach a viewer on {} in 5 s", liking.name, watching.name));
             }
         }
     }

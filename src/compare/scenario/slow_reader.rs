@@ -52,7 +52,13 @@ pub async fn run(stack: &Stack, deployment: &Deployment, planned: &Planned) -> a
         for _ in 0..BURST {
             let prev = Version(version);
             version += 1;
-            let event = LikesChanged { post_id: post, likes: version, version: Version(version), prev, committed_at: unix_micros() };
+            let event = LikesChanged {
+                post_id: post,
+                likes: version,
+                version: Version(version),
+                prev,
+                committed_at: unix_micros(),
+            };
             broker.publish(post.subject(), serde_json::to_vec(&event)?.into()).await?;
         }
         broker.flush().await?;

@@ -66,10 +66,8 @@ impl Cpus {
     pub fn from_plan(plan: &CpuSets) -> anyhow::Result<Self> {
         let cores = cores();
         let auto = if cores > 1 { (vec![cores - 1], (0..cores - 1).collect()) } else { (Vec::new(), Vec::new()) };
-        let cpus = Self {
-            generator: plan.generator.clone().unwrap_or(auto.0),
-            stack: plan.stack.clone().unwrap_or(auto.1),
-        };
+        let cpus =
+            Self { generator: plan.generator.clone().unwrap_or(auto.0), stack: plan.stack.clone().unwrap_or(auto.1) };
         match cpus.generator.iter().chain(&cpus.stack).find(|cpu| **cpu >= cores) {
             Some(cpu) => bail!("[cpus] names CPU {cpu}, and this machine has 0 to {}", cores - 1),
             None => Ok(cpus),
@@ -160,7 +158,11 @@ impl Stack {
     ///
     /// # Errors
     /// When the stack cannot add pods, or it does not serve.
-    pub async fn add_pod(&self, deployment: &mut Deployment, planned: &Planned) -> anyhow::Result<(String, &'static str)> {
+    pub async fn add_pod(
+        &self,
+        deployment: &mut Deployment,
+        planned: &Planned,
+    ) -> anyhow::Result<(String, &'static str)> {
         if self.kind != Kind::Local {
             bail!("only the local stack can add a pod");
         }
@@ -232,7 +234,8 @@ impl Deployment {
     pub fn watched(&self) -> Vec<(String, i32)> {
         let shared = self.pods.len() > 1 && self.pods.iter().all(|pod| pod.pid == self.pods[0].pid);
         let pods = self.pods.iter().filter_map(|pod| Some((pod.name.clone(), pod.pid?)));
-        let mut watched: Vec<_> = if shared { pods.take(1).map(|(_, pid)| ("pods".into(), pid)).collect() } else { pods.collect() };
+        let mut watched: Vec<_> =
+            if shared { pods.take(1).map(|(_, pid)| ("pods".into(), pid)).collect() } else { pods.collect() };
         watched.extend(self.edge.iter().map(|edge| (edge.program().to_owned(), edge.server.process.pid)));
         watched
     }

@@ -24,7 +24,11 @@ impl Urls {
         }
         let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).build()?;
         for url in self.base.iter().chain(&self.admin) {
-            client.get(url).send().await.with_context(|| format!("{url} does not answer; is it up, and is the URL right?"))?;
+            client
+                .get(url)
+                .send()
+                .await
+                .with_context(|| format!("{url} does not answer; is it up, and is the URL right?"))?;
         }
         Ok(())
     }
