@@ -294,6 +294,7 @@ mod tests {
     fn a_folder_of_another_plan_is_refused_and_of_the_same_is_resumed() {
         let folder = tempfile::tempdir().unwrap();
         let mut run = RunResult::default();
+        run.header.format = crate::result::FORMAT;
         run.header.cell = Some(crate::result::Cell { id: "q1-x".into(), ..Default::default() });
         Folder::open(folder.path(), "a").unwrap().save(&run).unwrap();
         assert!(Folder::open(folder.path(), "a").unwrap().finished().contains("q1-x"));
