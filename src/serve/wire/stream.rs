@@ -86,7 +86,7 @@ impl Stream {
         if !self.every.is_zero() && now.saturating_duration_since(last_write) + TICK >= self.every {
             out.extend_from_slice(match self.beat {
                 Beat::Comment => b"2\r\n:\n\r\n",
-                Beat::Event => b"1c\r\nevent: heartbeat\ndata: {}\n\n\r\n",
+                Beat::Event => b"1b\r\nevent: heartbeat\ndata: {}\n\n\r\n",
             });
         }
         Flow::Continue
