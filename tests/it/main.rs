@@ -4,5 +4,6 @@ mod architecture;
 mod broker;
 mod likes;
 mod servers;
+mod pod;
 mod stack;
 mod store;

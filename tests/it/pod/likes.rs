@@ -1,0 +1,144 @@
+//! Likes: seen by every viewer on every pod; failures told to the liker; repeats counted once.
+
+use serde_json::json;
+
+use super::TestPods;
+use super::client::{Next, Sse, Stomp};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_transports_see_a_like_with_the_same_body() {
+    let pods = TestPods::start(&[]).await;
+    let post = pods.post().await;
+    let mut sse = Sse::open(&pods, 0, &format!("/posts/{post}/likes")).await;
+    let (mut stomp, snapshot) = Stomp::watching(pods.addresses[0], post).await;
+    let first = sse.json().await;
+    assert_eq!(first, json!({ "postId": post, "likes": 0, "version": 0, "snapshot": true }));
+    assert_eq!(snapshot.json(), first);
+
+    let answer = pods.like(0, post).await;
+    assert_eq!(answer, json!({ "postId": post, "likes": 1, "version": 1, "changed": true }));
+    let event = sse.next().await.unwrap();
+    let message = stomp.frame().await;
+    assert_eq!(message.body, event.0["data"], "both transports carry the same bytes");
+    assert_eq!(event.json()["prev"], 0);
+    let (epoch, version) = event.id().split_once('.').unwrap();
+    assert_eq!((epoch.len(), version), (8, "1"));
+    assert_eq!(message.header("message-id"), format!("{epoch}.{post}.1"));
+    assert_eq!(message.header("destination"), format!("/topic/posts.{post}.likes"));
+    assert_eq!(message.header("content-length"), message.body.len().to_string());
+
+    stomp.send(&format!("SEND\ndestination:/app/posts.{post}.like\nreceipt:r1\n\n\0")).await;
+    let mut seen = [stomp.frame().await, stomp.frame().await, stomp.frame().await].map(|f| (f.command.clone(), f));
+    seen.sort_by(|a, b| a.0.cmp(&b.0));
+    let commands = seen.each_ref().map(|(command, _)| command.as_str());
+    assert_eq!(commands, ["MESSAGE", "MESSAGE", "RECEIPT"], "the change, the outcome on the replies, the receipt");
+    assert_eq!(sse.json().await["likes"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_like_on_one_pod_is_seen_on_another_without_stickiness() {
+    let pods = TestPods::start(&["--pods", "3"]).await;
+    let post = pods.post().await;
+    let mut sse = Sse::open(&pods, 1, &format!("/posts/{post}/likes")).await;
+    let (mut stomp, _) = Stomp::watching(pods.addresses[2], post).await;
+    assert_eq!(sse.headers["x-pushlab-pod"], "pod-2");
+    sse.json().await;
+    for version in 1..=20_u64 {
+        assert_eq!(pods.like(0, post).await["version"], version);
+    }
+    assert_eq!(sse.until(20).await["likes"], 20);
+    while stomp.frame().await.json()["version"] != 20 {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_viewer_that_joins_while_another_pod_likes_ends_on_the_final_value() {
+    let pods = TestPods::start(&["--pods", "2", "--anti-entropy", "off"]).await;
+    for _ in 0..200 {
+        let post = pods.post().await;
+        let path = format!("/posts/{post}/likes");
+        let (mut sse, _) = tokio::join!(Sse::open(&pods, 1, &path), pods.like(0, post));
+        assert_eq!(sse.until(1).await["likes"], 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_send_is_told_on_the_replies_and_the_session_goes_on() {
+    let pods = TestPods::start(&[]).await;
+    let post = pods.post().await;
+    let (mut stomp, _) = Stomp::watching(pods.addresses[0], post).await;
+    stomp.send("SEND\ndestination:/app/posts.999999.like\nreceipt:r7\ncorrelation-id:c7\n\n\0").await;
+    let reply = stomp.frame().await;
+    assert_eq!(reply.command, "MESSAGE", "{reply:?}");
+    assert_eq!(reply.header("subscription"), "replies");
+    assert_eq!((reply.header("status"), reply.header("correlation-id")), ("404", "c7"));
+    assert_eq!(reply.header("content-type"), "application/problem+json");
+    assert_eq!(reply.json()["type"], "/problems/unknown-post");
+
+    stomp.send(&format!("SEND\ndestination:/app/posts.{post}.like\nreceipt:r8\n\n\0")).await;
+    let mut receipts = Vec::new();
+    for _ in 0..3 {
+        let frame = stomp.frame().await;
+        if frame.command == "RECEIPT" {
+            receipts.push(frame.header("receipt-id").to_owned());
+        }
+    }
+    assert_eq!(receipts, ["r8"], "a failed like has no receipt");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_replies_a_failed_send_ends_the_session_with_an_error() {
+    let pods = TestPods::start(&[]).await;
+    let mut stomp = Stomp::open(pods.addresses[0]).await;
+    stomp.send("SEND\ndestination:/app/posts.999999.like\nreceipt:r7\n\n\0").await;
+    let error = stomp.frame().await;
+    assert_eq!((error.command.as_str(), error.header("receipt-id")), ("ERROR", "r7"));
+    assert!(matches!(stomp.next().await, Next::Closed(_)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sends_of_a_session_are_done_in_order_however_many() {
+    let pods = TestPods::start(&[]).await;
+    let post = pods.post().await;
+    let mut stomp = Stomp::open(pods.addresses[0]).await;
+    for n in 0..100 {
+        stomp.send(&format!("SEND\ndestination:/app/posts.{post}.like\nreceipt:{n}\n\n\0")).await;
+    }
+    stomp.send("DISCONNECT\nreceipt:bye\n\n\0").await;
+    for n in 0..100 {
+        assert_eq!(stomp.frame().await.header("receipt-id"), n.to_string());
+    }
+    assert_eq!(stomp.frame().await.header("receipt-id"), "bye");
+    assert_eq!(stomp.next().await, Next::Closed(Some(1000)));
+    assert_eq!(pods.like(0, post).await["likes"], 101);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn likes_already_sent_are_done_though_the_peer_vanishes() {
+    let pods = TestPods::start(&[]).await;
+    let post = pods.post().await;
+    let mut sse = Sse::open(&pods, 0, &format!("/posts/{post}/likes")).await;
+    let mut stomp = Stomp::open(pods.addresses[0]).await;
+    for n in 0..12 {
+        stomp.send(&format!("SEND\ndestination:/app/posts.{post}.like\nreceipt:{n}\n\n\0")).await;
+    }
+    assert_eq!(stomp.frame().await.header("receipt-id"), "0", "so the others have arrived or will");
+    drop(stomp);
+    assert_eq!(sse.until(12).await["likes"], 12);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_an_unsubscribe_receipt_nothing_of_it_comes() {
+    let pods = TestPods::start(&[]).await;
+    let post = pods.post().await;
+    let (mut stomp, _) = Stomp::watching(pods.addresses[0], post).await;
+    stomp.send("UNSUBSCRIBE\nid:likes\nreceipt:u\n\n\0").await;
+    let mut frame = stomp.frame().await;
+    while frame.command == "MESSAGE" {
+        frame = stomp.frame().await;
+    }
+    assert_eq!(frame.header("receipt-id"), "u");
+    pods.like(0, post).await;
+    stomp.send(&format!("SUBSCRIBE\nid:again\ndestination:/topic/posts.{post}.likes\n\n\0")).await;
+    let next = stomp.frame().await;
+    assert_eq!((next.header("subscription"), &next.json()["likes"]), ("again", &json!(1)));
+}

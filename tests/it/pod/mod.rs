@@ -1,0 +1,124 @@
+//! Pods on port 0 in this process, spoken to by independent clients (reqwest, tungstenite, raw sockets).
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::Parser;
+use pushlab::serve::{Config, Drained, build};
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+mod client;
+mod http;
+mod leaving;
+mod likes;
+mod streams;
+
+/// What the tests wait for at most, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(flatten)]
+    config: Config,
+}
+
+/// Pods that share a database and a broker; ended when dropped.
+struct TestPods {
+    /// Public addresses.
+    addresses: Vec<SocketAddr>,
+    /// Admin addresses.
+    admins: Vec<SocketAddr>,
+    shutdown: CancellationToken,
+    running: Vec<JoinHandle<anyhow::Result<Drained>>>,
+    http: reqwest::Client,
+    _folder: tempfile::TempDir,
+}
+
+impl TestPods {
+    /// One embedded pod, unless `flags` say otherwise.
+    async fn start(flags: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let database = format!("sqlite:{}", folder.path().join("likes.db").display());
+        let fixed = ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--drain-grace", "0"];
+        let mut line: Vec<&str> = fixed.to_vec();
+        for (flag, value) in [("--database-url", database.as_str()), ("--nats-url", "local"), ("--drain", "200ms")] {
+            if !flags.contains(&flag) {
+                line.extend([flag, value]);
+            }
+        }
+        line.extend(flags);
+        let config = Cli::try_parse_from(line).unwrap().config;
+        let pods = build(&config).await.unwrap();
+        let shutdown = CancellationToken::new();
+        let addresses = pods.iter().map(pushlab::serve::Pod::address).collect();
+        let admins = pods.iter().map(pushlab::serve::Pod::admin_address).collect();
+        let running = pods.into_iter().map(|pod| tokio::spawn(pod.run(shutdown.clone()))).collect();
+        Self { addresses, admins, shutdown, running, http: reqwest::Client::new(), _folder: folder }
+    }
+
+    fn url(&self, pod: usize, path: &str) -> String {
+        format!("http://{}{path}", self.addresses[pod])
+    }
+
+    /// A new post's id.
+    async fn post(&self) -> u64 {
+        let body = serde_json::json!({ "title": "a post" });
+        let answer = self.http.post(self.url(0, "/posts")).json(&body).send().await.unwrap();
+        assert_eq!(answer.status(), 201);
+        answer.json::<Value>().await.unwrap()["id"].as_u64().unwrap()
+    }
+
+    /// +1 on this pod; the answer.
+    async fn like(&self, pod: usize, post: u64) -> Value {
+        let answer = self.http.post(self.url(pod, &format!("/posts/{post}/likes"))).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.json().await.unwrap()
+    }
+
+    /// A metric of a pod, summed over its series that contain `labels`.
+    async fn metric(&self, pod: usize, name: &str, labels: &str) -> f64 {
+        let url = format!("http://{}/metrics", self.admins[pod]);
+        let text = self.http.get(url).send().await.unwrap().text().await.unwrap();
+        let of = |line: &str| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let (found, rest) = series.split_once('{').unwrap_or((series, ""));
+            (found == name && rest.contains(labels)).then(|| value.parse::<f64>().unwrap())
+        };
+        text.lines().filter_map(of).sum()
+    }
+
+    /// Waits until the metric is `wanted`.
+    async fn metric_becomes(&self, pod: usize, name: &str, labels: &str, wanted: f64) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let now = self.metric(pod, name, labels).await;
+            if (now - wanted).abs() < 0.5 {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{name}{{{labels}}} is {now}, not {wanted}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// As SIGTERM would.
+    fn stop(&self) {
+        self.shutdown.cancel();
+    }
+
+    /// What became of the pods.
+    async fn ended(mut self) -> Vec<Drained> {
+        let mut all = Vec::new();
+        for pod in std::mem::take(&mut self.running) {
+            all.push(tokio::time::timeout(PATIENCE, pod).await.expect("the pod ends").unwrap().unwrap());
+        }
+        all
+    }
+}
+
+impl Drop for TestPods {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
