@@ -33,7 +33,8 @@ async fn every_refusal_is_problem_json() {
     let likes = format!("/posts/{post}/likes");
     let (me, big) = (format!("{likes}/me"), "x".repeat(70_000));
     let json_type = ("content-type", "application/json");
-    let cases: Vec<(&str, &str, Vec<(&'static str, &str)>, &str, u16, &str)> = vec![
+    type Case<'a> = (&'a str, &'a str, Vec<(&'static str, &'a str)>, &'a str, u16, &'a str);
+    let cases: Vec<Case<'_>> = vec![
         ("GET", "/nothing", vec![], "", 404, "not-found"),
         ("PATCH", &likes, vec![], "", 405, "method-not-allowed"),
         ("POST", "/stomp", vec![], "", 405, "method-not-allowed"),

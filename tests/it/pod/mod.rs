@@ -41,9 +41,15 @@ impl TestPods {
     async fn start(flags: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let database = format!("sqlite:{}", folder.path().join("likes.db").display());
-        let fixed = ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--drain-grace", "0"];
+        let fixed = ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
         let mut line: Vec<&str> = fixed.to_vec();
-        for (flag, value) in [("--database-url", database.as_str()), ("--nats-url", "local"), ("--drain", "200ms")] {
+        let defaults = [
+            ("--database-url", database.as_str()),
+            ("--nats-url", "local"),
+            ("--drain", "200ms"),
+            ("--drain-grace", "0"),
+        ];
+        for (flag, value) in defaults {
             if !flags.contains(&flag) {
                 line.extend([flag, value]);
             }
