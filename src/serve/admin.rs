@@ -101,6 +101,13 @@ fn copy(app: &App) {
     raise(&metrics.broker_reconnects_total, of(&broker.reconnects));
     metrics.broker_connected.set(i64::from(app.broker.state().borrow().connected));
 
+    let watch = app.watch.counters();
+    raise(&metrics.superseded_events_total, of(&watch.superseded_events));
+    raise(&metrics.duplicate_events_total, of(&watch.duplicate_events));
+    raise(&metrics.gaps_total, of(&watch.gaps));
+    raise(&metrics.rereads_healed_total, of(&watch.reread_healed));
+    raise(&metrics.anti_entropy_rows_total, of(&watch.anti_entropy_rows));
+    raise(&metrics.anti_entropy_healed_total, of(&watch.anti_entropy_healed));
     metrics.watched_posts.set(count(app.watch.watched()));
 
     let store = app.store.counters();

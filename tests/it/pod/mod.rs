@@ -13,6 +13,7 @@ mod client;
 mod http;
 mod leaving;
 mod likes;
+mod real;
 mod streams;
 
 /// What the tests wait for at most, on a busy machine.
