@@ -2,8 +2,8 @@
 
 mod architecture;
 mod broker;
+mod likes;
 mod pod;
 mod servers;
 mod stack;
 mod store;
-mod watch;
