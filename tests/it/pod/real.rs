@@ -75,7 +75,11 @@ async fn while_the_database_is_away_likers_are_told_and_nothing_is_counted() {
 
     // Stopped, it accepts connections and says nothing; killed, it refuses them.
     for (how, status) in [("stopped", 503), ("killed", 503)] {
-        if how == "stopped" { mariadb.signal(Signal::SIGSTOP) } else { mariadb.kill() }
+        if how == "stopped" {
+            mariadb.signal(Signal::SIGSTOP)
+        } else {
+            mariadb.kill()
+        }
         becomes_ready(503).await;
         let (found, body, took) = problem(&a, post).await;
         assert_eq!((found, &body["status"]), (status, &json!(status)), "{how}: {body}");
@@ -83,7 +87,11 @@ async fn while_the_database_is_away_likers_are_told_and_nothing_is_counted() {
         stomp.send(&format!("SEND\ndestination:/app/posts.{post}.like\nreceipt:{how}\n\n\0")).await;
         let reply = stomp.frame().await;
         assert_eq!((reply.command.as_str(), reply.header("status")), ("MESSAGE", "503"), "{how}: {reply:?}");
-        if how == "stopped" { mariadb.signal(Signal::SIGCONT) } else { mariadb.start_again() }
+        if how == "stopped" {
+            mariadb.signal(Signal::SIGCONT)
+        } else {
+            mariadb.start_again()
+        }
         becomes_ready(200).await;
     }
 
