@@ -1,17 +1,241 @@
-//! One SSE and one STOMP session, one like, expected on both.
+//! One SSE and one STOMP session, one like, expected on both: `helm test`, smoke tests, "does it work through my proxy?".
+//!
+//! The WebSocket client is tokio-tungstenite and the HTTP client reqwest, so that the service is not checked by its own
+//! code alone.
 
-/// Options.
+mod clients;
+
+use std::fmt::Display;
+use std::future::Future;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clients::{SseClient, StompClient};
+use reqwest::{Client, Response};
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::{PostId, Update, Version};
+
+/// Options of `pushlab probe`.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Config {}
+#[command(after_help = "Prints one line per step. Exit codes: 0 all steps passed, 1 one failed (its line has a hint).")]
+pub struct Config {
+    /// Where the service is, as its clients see it: a pod or the proxy in front
+    #[arg(long, env = "PUSHLAB_BASE_URL", value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    pub base_url: String,
 
-/// Runs it until done or `shutdown`.
+    /// Where streams (SSE and STOMP) are, if elsewhere
+    #[arg(long, env = "PUSHLAB_STREAM_URL", value_name = "URL")]
+    pub stream_url: Option<String>,
+
+    /// A pod's admin port: /readyz is asked first
+    #[arg(long, env = "PUSHLAB_ADMIN_URL", value_name = "URL")]
+    pub admin_url: Option<String>,
+
+    /// Like this post instead of a new one
+    #[arg(long, value_name = "ID")]
+    pub post_id: Option<PostId>,
+
+    /// Give up on a step after this long
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
+}
+
+/// Runs the steps in order until one fails.
 ///
 /// # Errors
-/// A message for the user.
-#[expect(clippy::unused_async, reason = "not built yet")]
-pub async fn run(
-    _config: Config,
-    _shutdown: tokio_util::sync::CancellationToken,
-) -> anyhow::Result<std::process::ExitCode> {
-    anyhow::bail!("not built yet")
+/// When interrupted. A failed step is a line on stdout and exit code 1.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<ExitCode> {
+    tokio::select! {
+        result = probe(&config) => Ok(match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => {
+                println!("FAIL  {:<10} {}: {}", failure.step, failure.what, failure.hint);
+                ExitCode::FAILURE
+            }
+        }),
+        () = shutdown.cancelled() => anyhow::bail!("interrupted before the probe was done"),
+    }
+}
+
+/// A step that failed, and what to look at.
+#[derive(Debug)]
+struct Failure {
+    step: &'static str,
+    what: String,
+    hint: String,
+}
+
+/// What went wrong inside a step; the hint may be better than the step's own.
+#[derive(Debug)]
+struct Wrong {
+    what: String,
+    hint: Option<&'static str>,
+}
+
+impl Wrong {
+    fn new(what: impl Display) -> Self {
+        Self { what: what.to_string(), hint: None }
+    }
+
+    fn hint(self, hint: &'static str) -> Self {
+        Self { hint: Some(hint), ..self }
+    }
+}
+
+/// Runs one step within the time-out and prints its line.
+async fn step<T>(
+    name: &'static str,
+    limit: Duration,
+    hint: &str,
+    work: impl Future<Output = Result<(T, String), Wrong>>,
+) -> Result<T, Failure> {
+    let started = Instant::now();
+    let failure = |what, hint: &str| Failure { step: name, what, hint: hint.to_owned() };
+    match tokio::time::timeout(limit, work).await {
+        Ok(Ok((value, told))) => {
+            println!("ok    {name:<10} {told} ({:.1} ms)", started.elapsed().as_secs_f64() * 1e3);
+            Ok(value)
+        }
+        Ok(Err(wrong)) => Err(failure(wrong.what, wrong.hint.unwrap_or(hint))),
+        Err(_) => Err(failure(format!("nothing came within {}", humantime::format_duration(limit)), hint)),
+    }
+}
+
+async fn probe(config: &Config) -> Result<(), Failure> {
+    let limit = config.timeout;
+    let client = Client::builder().no_proxy().build();
+    let client = client.map_err(|e| Failure { step: "start", what: e.to_string(), hint: "this is a bug".into() })?;
+    let base = plain(&config.base_url)?;
+    let streams = plain(config.stream_url.as_ref().unwrap_or(&config.base_url))?;
+
+    if let Some(admin) = &config.admin_url {
+        let hint = "the pod says on its admin port what it waits for: is the database up, is NATS up, is it draining?";
+        step("ready", limit, hint, ready(&client, plain(admin)?)).await?;
+    }
+    let hint = "is the service running there, with the role api and its database?";
+    let post = step("post", limit, hint, take_post(&client, base, config.post_id)).await?;
+    let hint = "a proxy that holds the stream back (nginx: proxy_buffering off) or a pod without the role sse";
+    let mut sse = step("sse", limit, hint, SseClient::open(&client, streams, post)).await?;
+    let hint = "a proxy that does not pass Upgrade on (nginx: proxy_http_version 1.1 with Upgrade and Connection headers) \
+        or a pod without the role stomp";
+    let mut stomp = step("stomp", limit, hint, StompClient::open(streams, post)).await?;
+    let hint = "is the database writable? The pod's log has the cause";
+    let liked = step("like", limit, hint, like(&client, base, post)).await?;
+    let hint = "it was committed but not delivered: is NATS reachable from all pods (/readyz), does a proxy buffer?";
+    let (a, b) = tokio::join!(
+        step("like→sse", limit, hint, expect(liked, async || sse.next().await)),
+        step("like→stomp", limit, hint, expect(liked, async || stomp.next().await)),
+    );
+    let (a, b) = (a?, b?);
+    if a.likes() != b.likes() && a.version() == b.version() {
+        let what = format!("version {} is {} likes over SSE and {} over STOMP", a.version(), a.likes(), b.likes());
+        return Err(Failure { step: "agree", what, hint: "this must never happen: please report it".into() });
+    }
+    step("leave", limit, "the session was not closed in order", stomp.leave()).await?;
+    println!("ok    both transports delivered version {} ({} likes) of post {post}", a.version(), a.likes());
+    Ok(())
+}
+
+/// A base URL that can be spoken to: plain HTTP.
+fn plain(url: &str) -> Result<&str, Failure> {
+    let wrong = |hint: &str| Failure { step: "url", what: format!("cannot use {url:?}"), hint: hint.into() };
+    if url.starts_with("https://") {
+        return Err(wrong("TLS is not built in; give the plain HTTP address behind the TLS proxy"));
+    }
+    match url.strip_prefix("http://") {
+        Some(rest) if !rest.is_empty() => Ok(url.trim_end_matches('/')),
+        _ => Err(wrong("write http://host:port")),
+    }
+}
+
+/// A status other than 2xx as a failure, with the first line of its body.
+async fn success(response: Response) -> Result<Response, Wrong> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let body = response.text().await.unwrap_or_default();
+    let start: String = body.lines().next().unwrap_or_default().chars().take(200).collect();
+    let wrong = Wrong::new(format!("HTTP {status} {start}"));
+    Err(match status.as_u16() {
+        502 | 504 => wrong.hint("the proxy answers but reaches no pod: check its upstreams"),
+        503 => wrong.hint("the pod is not ready, full or draining: see /readyz on its admin port"),
+        404 => wrong.hint("is this the base URL of pushlab, and does the post exist?"),
+        _ => wrong,
+    })
+}
+
+fn unreachable(error: &reqwest::Error) -> Wrong {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    let wrong = Wrong::new(cause);
+    if error.is_connect() {
+        wrong.hint("nothing answers there: is the service running, is the port right?")
+    } else {
+        wrong
+    }
+}
+
+/// The pod that answered, as ` by pod-1`.
+fn by(response: &Response) -> String {
+    let pod = response.headers().get("x-pushlab-pod").and_then(|pod| pod.to_str().ok());
+    pod.map_or_else(String::new, |pod| format!(" by {pod}"))
+}
+
+async fn ready(client: &Client, admin: &str) -> Result<((), String), Wrong> {
+    let response = client.get(format!("{admin}/readyz")).send().await.map_err(|e| unreachable(&e))?;
+    success(response).await?;
+    Ok(((), "the pod is ready".into()))
+}
+
+async fn take_post(client: &Client, base: &str, wanted: Option<PostId>) -> Result<(PostId, String), Wrong> {
+    #[derive(Deserialize)]
+    struct Body {
+        id: PostId,
+    }
+    let request = match wanted {
+        Some(id) => client.get(format!("{base}/posts/{id}")),
+        None => client.post(format!("{base}/posts")).json(&serde_json::json!({"title": "pushlab probe"})),
+    };
+    let response = success(request.send().await.map_err(|e| unreachable(&e))?).await?;
+    let by = by(&response);
+    let body: Body = response.json().await.map_err(|e| Wrong::new(format!("no post in the answer: {e}")))?;
+    let verb = if wanted.is_some() { "found" } else { "created" };
+    Ok((body.id, format!("post {} {verb}{by}", body.id)))
+}
+
+/// One like by POST; the version it got.
+async fn like(client: &Client, base: &str, post: PostId) -> Result<(Version, String), Wrong> {
+    #[derive(Deserialize)]
+    struct Body {
+        version: Version,
+        likes: u64,
+        changed: bool,
+    }
+    let key = format!("probe-{:032x}", rand::random::<u128>());
+    let request = client.post(format!("{base}/posts/{post}/likes")).header("idempotency-key", key);
+    let response = success(request.send().await.map_err(|e| unreachable(&e))?).await?;
+    let by = by(&response);
+    let body: Body = response.json().await.map_err(|e| Wrong::new(format!("no likes in the answer: {e}")))?;
+    if !body.changed {
+        return Err(Wrong::new("a new like changed nothing"));
+    }
+    Ok((body.version, format!("committed{by} as version {}, {} likes", body.version, body.likes)))
+}
+
+/// Waits for the update that covers `version`; others may like the post too.
+async fn expect(
+    version: Version,
+    mut next: impl AsyncFnMut() -> Result<Update, Wrong>,
+) -> Result<(Update, String), Wrong> {
+    loop {
+        let update = next().await?;
+        if update.version() >= version {
+            return Ok((update, format!("version {} arrived", update.version())));
+        }
+    }
 }
