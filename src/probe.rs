@@ -150,18 +150,21 @@ fn plain(url: &str) -> Result<&str, Failure> {
     }
 }
 
-/// A status other than 2xx as a failure, with the first line of its body.
+/// A status other than 2xx as a failure, with the problem's detail or the first line of the body.
 async fn success(response: Response) -> Result<Response, Wrong> {
     let status = response.status();
     if status.is_success() {
         return Ok(response);
     }
     let body = response.text().await.unwrap_or_default();
-    let start: String = body.lines().next().unwrap_or_default().chars().take(200).collect();
-    let wrong = Wrong::new(format!("HTTP {status} {start}"));
+    let detail = serde_json::from_str(&body).ok().and_then(|problem: serde_json::Value| {
+        problem.get("detail").and_then(|detail| detail.as_str()).map(str::to_owned)
+    });
+    let told = detail.unwrap_or_else(|| body.lines().next().unwrap_or_default().chars().take(200).collect());
+    let wrong = Wrong::new(format!("HTTP {status}: {told}"));
     Err(match status.as_u16() {
         502 | 504 => wrong.hint("the proxy answers but reaches no pod: check its upstreams"),
-        503 => wrong.hint("the pod is not ready, full or draining: see /readyz on its admin port"),
+        503 => wrong.hint("/readyz on the pod's admin port says what it misses; the pod may be full or draining, too"),
         404 => wrong.hint("is this the base URL of pushlab, and does the post exist?"),
         _ => wrong,
     })
