@@ -311,10 +311,17 @@ impl Session {
         HeartBeat { send_every: period(self.send_ms), expect_every: period(self.expect_ms) }
     }
 
-    /// The likes that were received and not yet handed out, for when the peer vanishes: they are still to be done.
+    /// The likes that were received and not yet handed out, for when the peer vanishes: they are still to be done, after
+    /// the one that is out. Includes those in input that waited; the session is of no further use.
     #[must_use]
     pub fn take_pending(&mut self) -> Vec<Like> {
-        self.work.as_mut().map_or_else(Vec::new, |w| w.queue.drain(..).map(|p| p.like).collect())
+        let (mut likes, mut ignored) = (Vec::new(), Vec::new());
+        while let Some(work) = self.work.as_mut().filter(|w| !w.queue.is_empty() || !w.held.is_empty()) {
+            likes.extend(work.queue.drain(..).map(|pending| pending.like));
+            let held = std::mem::take(&mut work.held);
+            self.run(&held, &mut ignored);
+        }
+        likes
     }
 
     fn receipt(&self, id: &str) -> Bytes {

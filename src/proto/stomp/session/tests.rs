@@ -266,6 +266,9 @@ fn when_the_peer_vanishes_what_was_received_is_still_to_be_done() {
     let mut s = open();
     feed(&mut s, &"SEND|destination:/app/posts.7.like||\0".repeat(3));
     assert_eq!(s.take_pending().iter().map(|l| l.token).collect::<Vec<_>>(), [2, 3]);
+    let mut s = open();
+    feed(&mut s, &"SEND|destination:/app/posts.7.like||\0".repeat(40));
+    assert_eq!(s.take_pending().len(), 39, "also those in input that was not read yet");
 }
 
 #[test]
