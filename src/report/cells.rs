@@ -32,6 +32,10 @@ pub struct Group<'a> {
 pub struct Column<'a> {
     /// The arm.
     pub arm: Arm,
+    /// What stands over it: the arm, or what tells it from its neighbours where all have the same arm.
+    pub label: String,
+    /// Its colour and dash pattern in charts.
+    pub series: u8,
     /// Every run of it.
     pub all: Vec<&'a Run>,
     /// The runs whose figures are shown: the best class of validity among them.
@@ -96,7 +100,14 @@ pub fn groups(runs: &[Run]) -> Vec<Group<'_>> {
         match group.columns.iter_mut().find(|column| column.arm == arm) {
             Some(column) => column.all.push(run),
             None => {
-                group.columns.push(Column { arm, all: vec![run], shown: Vec::new(), validity: Validity::Invalid });
+                group.columns.push(Column {
+                    arm,
+                    label: arm.title().to_owned(),
+                    series: arm as u8,
+                    all: vec![run],
+                    shown: Vec::new(),
+                    validity: Validity::Invalid,
+                });
             }
         }
     }
@@ -111,6 +122,38 @@ pub fn groups(runs: &[Run]) -> Vec<Group<'_>> {
         group.columns.sort_by_key(|column| column.arm);
     }
     groups
+}
+
+/// Cells of one arm only are put beside each other, at most four, so that a question about edges reads across edges.
+#[must_use]
+pub fn beside<'a>(groups: &[Group<'a>]) -> Vec<Group<'a>> {
+    let alone = |group: &Group<'_>| match group.columns.as_slice() {
+        [only] if !group.question.is_empty() => Some((group.question.to_owned(), only.arm)),
+        _ => None,
+    };
+    let mut merged = Vec::new();
+    for chunk in groups.chunk_by(|a, b| alone(a).is_some() && alone(a) == alone(b)) {
+        for set in chunk.chunks(if chunk.len() > 1 { 4 } else { 1 }) {
+            merged.push(if set.len() > 1 { join(set) } else { set[0].clone() });
+        }
+    }
+    merged
+}
+
+fn join<'a>(set: &[Group<'a>]) -> Group<'a> {
+    let parts: Vec<Vec<&str>> = set.iter().map(|group| group.title.split(" · ").collect()).collect();
+    let (shared, _) = wording::telling(&parts, 0);
+    let columns = (0_u8..).zip(set).map(|(series, group)| {
+        let (_, own) = wording::telling(&parts, usize::from(series));
+        Column { label: own.join(" · "), series, ..group.columns[0].clone() }
+    });
+    let arm = set[0].columns[0].arm.title();
+    Group {
+        question: set[0].question,
+        title: std::iter::once(arm).chain(shared).collect::<Vec<_>>().join(" · "),
+        context: String::new(),
+        columns: columns.collect(),
+    }
 }
 
 /// A cell's title and its context without the load.
@@ -166,6 +209,7 @@ impl Group<'_> {
             self.row("CPU per delivery", false, metric::micros, |s| s.cpu_us_per_delivery),
             share("delivered", |s| Some(s.delivered_share)),
             share("conflated", |s| Some(s.conflated_share)),
+            share("superseded", |s| Some(s.superseded_share).filter(|share| *share > 0.0)),
             self.row("staleness p50", false, metric::micros, |s| s.staleness_us.map(|age| age[0])),
             self.row("staleness p99", false, metric::micros, |s| s.staleness_us.map(|age| age[1])),
         ]);
@@ -184,15 +228,9 @@ impl Group<'_> {
             let hidden = column.validity == Validity::Invalid || (latency && column.validity != Validity::Valid);
             match column.figure(of).filter(|_| !hidden) {
                 None => Value { text: NONE.into(), ..Value::default() },
-                Some([middle, low, high]) => Value {
-                    text: show(middle),
-                    range: if show(low) == show(high) {
-                        String::new()
-                    } else {
-                        format!("{} – {}", show(low), show(high))
-                    },
-                    class: "",
-                },
+                Some([middle, low, high]) => {
+                    Value { text: show(middle), range: wording::range(&show(low), &show(high)), class: "" }
+                }
             }
         };
         Row { label, values: self.columns.iter().map(value).collect() }
@@ -207,7 +245,7 @@ impl Group<'_> {
             for reason in column.all.iter().flat_map(|run| &run.summary.reasons) {
                 *counted.entry(reason).or_default() += 1;
             }
-            let title = column.arm.title();
+            let title = &column.label;
             notes.extend(counted.into_iter().map(|(reason, runs)| match runs {
                 1 => format!("{title}: {reason}"),
                 runs => format!("{title} ({runs} runs): {reason}"),

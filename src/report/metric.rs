@@ -39,13 +39,11 @@ pub fn title(name: &str) -> String {
         "events_per_write" => "events per write",
         "deliveries_per_s" => "deliveries per second",
         "accepted_rate" => "accepted likes per second",
-        "delivered_share" => "delivered share",
-        "conflated_share" => "conflated share",
         "staleness_us" => return format!("staleness {}", if quantile == "1" { "p99" } else { "p50" }),
         "noticed_ms" => return format!("time to notice, {}", if quantile == "1" { "longest" } else { "p50" }),
         "healed_ms" => return format!("time to heal, {}", if quantile == "1" { "longest" } else { "p50" }),
-        "figures" => return quantile.replace('_', " "),
-        other if other.ends_with("_ms") || other.ends_with("_us") => return other[..other.len() - 3].replace('_', " "),
+        "figures" => return title(quantile),
+        other if quantile.is_empty() => return unit(other).map_or(other, |(bare, _)| bare).replace('_', " "),
         other => return format!("{} {quantile}", other.replace('_', " ")).trim_end().to_owned(),
     };
     match quantile {
@@ -59,19 +57,42 @@ pub fn title(name: &str) -> String {
 /// A value of that metric with its unit.
 #[must_use]
 pub fn show(name: &str, value: f64) -> String {
-    if name.starts_with("cpu_us") {
-        format!("{} µs", number(value))
-    } else if name.starts_with("commit_to_") || name.starts_with("due_to_") || name.starts_with("staleness_us") {
-        micros(value)
-    } else if name.ends_with("_ms") || name.starts_with("noticed_ms") || name.starts_with("healed_ms") {
-        micros(value * 1000.0)
-    } else if name.ends_with("_us") {
-        micros(value)
-    } else if name.ends_with("_share") {
-        percent(value)
-    } else {
-        number(value)
+    let name = name.strip_prefix("figures.").unwrap_or(name);
+    match unit(name) {
+        Some((_, Unit::Micros)) => micros(value),
+        Some((_, Unit::Millis)) => micros(value * 1e3),
+        Some((_, Unit::Seconds)) => micros(value * 1e6),
+        Some((_, Unit::Share)) => percent(value),
+        Some((_, Unit::Named(text))) => format!("{} {text}", number(value)),
+        None => number(value),
     }
+}
+
+enum Unit {
+    Micros,
+    Millis,
+    Seconds,
+    Share,
+    Named(&'static str),
+}
+
+/// The unit that a name ends with (or is known to have), and the name without it.
+fn unit(name: &str) -> Option<(&str, Unit)> {
+    let base = name.split('.').next().unwrap_or(name);
+    if base.starts_with("commit_to_") || base.starts_with("due_to_") || base == "cpu_us_per_delivery" {
+        return Some((base, Unit::Micros));
+    }
+    let units = [
+        ("_us", Unit::Micros),
+        ("_ms", Unit::Millis),
+        ("_per_s", Unit::Named("/s")),
+        ("_s", Unit::Seconds),
+        ("_share", Unit::Share),
+        ("_mib", Unit::Named("MiB")),
+        ("_kib", Unit::Named("KiB")),
+        ("_bytes", Unit::Named("B")),
+    ];
+    units.into_iter().find_map(|(end, unit)| Some((base.strip_suffix(end)?, unit)))
 }
 
 /// Three significant digits, thousands grouped by a narrow space: `0.0123`, `4.56`, `78.9`, `12 300`.
@@ -179,5 +200,14 @@ mod tests {
         assert_eq!(percent(0.1234), "12.3 %");
         assert_eq!(percent(1.0), "100 %");
         assert_eq!(title("commit_to_arrival.p999"), "commit → arrival p99.9");
+        assert_eq!((title("figures.held_ms"), show("figures.held_ms", 2206.0)), ("held".into(), "2.21 s".into()));
+        assert_eq!((title("newcomer_share"), show("newcomer_share", 0.97)), ("newcomer".into(), "97.0 %".into()));
+        assert_eq!(
+            (title("slow_reader_mib"), show("slow_reader_mib", 264.0)),
+            ("slow reader".into(), "264 MiB".into())
+        );
+        assert_eq!(title("max_over_mean"), "max over mean");
+        assert_eq!(show("commit_to_arrival.p50", 412.0), "412 µs");
+        assert_eq!(show("deliveries_per_s", 412.0), "412 /s");
     }
 }

@@ -56,7 +56,13 @@ impl Results {
         for name in &names {
             match file::read(&cells.join(name)) {
                 Ok(run) => runs.push(Run::new(summarize(&format!("cells/{name}"), &run), run.header)),
-                Err(error) => unreadable.push(format!("cells/{name}: {error}")),
+                // Without this machine's path: equal folders give equal bytes wherever they lie.
+                Err(error) => {
+                    let text = format!("{:#}", anyhow::Error::from(error));
+                    let path = cells.join(name).display().to_string();
+                    let text = if text.contains(&path) { text } else { format!("{path}: {text}") };
+                    unreadable.push(text.replace(&path, &format!("cells/{name}")));
+                }
             }
         }
         if runs.is_empty() {

@@ -66,7 +66,7 @@ struct Section {
 #[derive(Debug, Serialize)]
 struct CellTable {
     title: String,
-    arms: Vec<&'static str>,
+    arms: Vec<String>,
     rows: Vec<Row>,
     notes: Vec<String>,
     charts: Vec<Chart>,
@@ -124,7 +124,7 @@ pub fn page(results: &Results, verdicts: &[Verdict]) -> anyhow::Result<Page> {
         violations: results.violations(),
         unreadable: results.unreadable.clone(),
         answers: answers(results, verdicts, &scenarios(&groups))?,
-        cells: sections(&groups, results.embedded())?,
+        cells: sections(&cells::beside(&groups), results.embedded())?,
         charts: charts(&groups, results.embedded())?,
         ledger: results.runs.iter().map(|run| ledger_row(name(run), &run.summary.account)).collect(),
         ledger_total: total,
@@ -214,29 +214,26 @@ fn sections(groups: &[Group<'_>], apart: bool) -> anyhow::Result<Vec<Section>> {
             let text = questions::text(group.question).to_owned();
             sections.push(Section { question: group.question.to_owned(), text, cells: Vec::new() });
         }
+        let mut own = chart::percentiles(group, apart)?;
+        own.extend(chart::connections(group)?);
+        own.extend(chart::timelines(group, apart)?);
         let table = CellTable {
             title: group.title.clone(),
-            arms: group.columns.iter().map(|column| column.arm.title()).collect(),
+            arms: group.columns.iter().map(|column| column.label.clone()).collect(),
             rows: group.rows(),
             notes: group.notes(),
-            charts: chart::percentiles(group, apart)?,
+            charts: own,
         };
         sections.last_mut().expect("pushed above").cells.push(table);
     }
     Ok(sections)
 }
 
+/// What is drawn over several cells; what belongs to one cell stands beside its table.
 fn charts(groups: &[Group<'_>], apart: bool) -> anyhow::Result<Vec<(String, Vec<Chart>)>> {
-    let (mut connections, mut timelines) = (Vec::new(), Vec::new());
-    for group in groups {
-        connections.extend(chart::connections(group)?);
-        timelines.extend(chart::timelines(group, apart)?);
-    }
     let all = [
         ("Latency against load", chart::over_load(groups, apart)?),
         ("CPU per delivery, whole system by process", chart::cpu(groups)?),
-        ("Viewers per pod over time", connections),
-        ("Time lines", timelines),
     ];
     Ok(all
         .into_iter()
@@ -327,9 +324,9 @@ fn scenarios(groups: &[Group<'_>]) -> Vec<Scenario> {
         let cells = shorten(cells);
         let names: BTreeSet<&String> = cells.iter().flat_map(|(_, figures)| figures.keys()).collect();
         let value = |figures: &BTreeMap<String, f64>, name: &str| {
-            figures.get(name).map_or_else(|| "–".to_owned(), |value| metric::number(*value))
+            figures.get(name).map_or_else(|| "–".to_owned(), |value| metric::show(name, *value))
         };
-        let prose = |name: &String| name.replace('_', " ");
+        let prose = |name: &String| metric::title(name);
         let extremes = names.iter().filter_map(|name| extremes(name, &cells)).collect();
         let (corner, head, rows) = if names.len() > cells.len() {
             let head = cells.iter().map(|(title, _)| title.clone()).collect();
@@ -353,8 +350,8 @@ fn extremes(name: &str, cells: &[Figures]) -> Option<String> {
         cells.iter().filter_map(|(title, figures)| Some((*figures.get(name)?, title))).collect();
     found.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (least, most) = (found.first()?, found.last()?);
-    let prose = wording::upper_first(&name.replace('_', " "));
-    let (low, high) = (metric::number(least.0), metric::number(most.0));
+    let prose = wording::upper_first(&metric::title(name));
+    let (low, high) = (metric::show(name, least.0), metric::show(name, most.0));
     (low != high).then(|| format!("{prose}: {low} ({}) to {high} ({}).", least.1, most.1))
 }
 

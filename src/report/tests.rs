@@ -195,3 +195,96 @@ fn results_json_is_what_its_schema_says() {
         assert!(!validator.is_valid(&broken));
     }
 }
+
+/// A run file as `load` would write it: one viewer, ten likes in the window, each seen `us` after its commit.
+fn run_file(dir: &std::path::Path, index: u32, us: u32) {
+    use crate::result::{ArrivalColumns, Cell, EventColumns, Header, LikeColumns, RunConfig, RunResult, Session};
+    let post = crate::domain::PostId::new(1).unwrap();
+    let due: Vec<u32> = (0..10).map(|i| i * 90_000).collect();
+    let committed: Vec<u32> = due.iter().map(|due| due + 400).collect();
+    let levels = [("arm", "sse-post"), ("edge", "direct")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let id = format!("q1-latency-sse-post-direct-{index}");
+    let run = RunResult {
+        header: Header {
+            format: crate::result::FORMAT,
+            cell: Some(Cell {
+                index,
+                id: id.clone(),
+                question: "Q1".into(),
+                levels: levels.into(),
+                primary_metric: "commit_to_arrival.p50".into(),
+                ..Cell::default()
+            }),
+            config: RunConfig { rate: 10.0, ..RunConfig::default() },
+            measure_end_us: 1_000_000,
+            cooldown_end_us: 1_000_000,
+            posts: vec![post],
+            sessions: vec![Session { joined_us: Some(0), ..Session::default() }],
+            finals: vec![(10, 10)],
+            initial: vec![(0, 0)],
+            converged: true,
+            ..Header::default()
+        },
+        likes: LikeColumns {
+            sent_us: due.clone(),
+            answered_us: committed.clone(),
+            post: vec![0; 10],
+            version: (1..=10).collect(),
+            outcome: vec![0; 10],
+            due_us: due,
+        },
+        arrivals: ArrivalColumns {
+            session: vec![0; 10],
+            version: (1..=10).collect(),
+            at_us: committed.iter().map(|at| at + us).collect(),
+        },
+        events: EventColumns {
+            post: vec![0; 10],
+            version: (1..=10).collect(),
+            prev: (0..10).collect(),
+            likes: (1..=10).collect(),
+            committed_us: committed,
+        },
+    };
+    crate::result::file::write(&dir.join(format!("cells/{id}.run.gz")), &run).unwrap();
+}
+
+#[test]
+fn a_folder_of_run_files_becomes_a_report_and_an_unreadable_one_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = super::write(dir.path()).unwrap_err().to_string();
+    assert!(error.ends_with("a folder that `pushlab compare` wrote?"), "{error}");
+    let environment = serde_json::to_string(&sample::local().environment).unwrap();
+    std::fs::write(dir.path().join("environment.json"), environment).unwrap();
+    std::fs::create_dir(dir.path().join("cells")).unwrap();
+    assert!(super::write(dir.path()).unwrap_err().to_string().starts_with("no run file in "));
+    run_file(dir.path(), 2, 700);
+    run_file(dir.path(), 1, 300);
+    std::fs::write(dir.path().join("cells/cut.run.gz"), b"\x1f\x8b").unwrap();
+    let written = super::write(dir.path()).unwrap();
+    assert_eq!(written.runs, 2);
+    let json = std::fs::read_to_string(dir.path().join("report/results.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["runs"][0]["cell"]["index"], 1, "in executed order");
+    assert_eq!(json["unreadable"].as_array().unwrap().len(), 1);
+    let page = std::fs::read_to_string(&written.index).unwrap();
+    assert!(page.contains("cut.run.gz"));
+    assert!(!page.contains(&dir.path().file_name().unwrap().to_str().unwrap().to_owned()), "no path of this machine");
+}
+
+/// The kept samples are real result folders with their reports; `PUSHLAB_BLESS=1` renders them anew.
+#[test]
+fn kept_samples_render_to_the_same_bytes() {
+    let samples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("samples");
+    let Ok(folders) = std::fs::read_dir(samples) else { return };
+    for folder in folders.map(|entry| entry.unwrap().path()).filter(|path| path.join("environment.json").exists()) {
+        if std::env::var_os("PUSHLAB_BLESS").is_some() {
+            super::write(&folder).unwrap();
+        }
+        let (_, page) = judge_and_render(&Results::read(&folder).unwrap()).unwrap();
+        for (name, text) in [("index.html", page.html), ("report.md", page.markdown), ("results.json", page.json)] {
+            let kept = std::fs::read_to_string(folder.join("report").join(name)).unwrap();
+            assert!(kept == text, "{} differs from what this code renders", folder.join("report").join(name).display());
+        }
+    }
+}

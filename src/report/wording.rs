@@ -93,6 +93,27 @@ pub fn interval(low: f64, high: f64) -> String {
     format!("{} to {}", signed(low), signed(high))
 }
 
+/// A range of two texts; the unit is said once. Empty when both are the same.
+#[must_use]
+pub fn range(low: &str, high: &str) -> String {
+    let unit = |text: &str| text.split_once(' ').map(|(_, unit)| unit.to_owned());
+    match (unit(low), unit(high)) {
+        _ if low == high => String::new(),
+        (Some(a), Some(b)) if a == b => format!("{} – {high}", low.split(' ').next().unwrap_or(low)),
+        _ => format!("{low} – {high}"),
+    }
+}
+
+/// Of several lists of parts: what all share, and what only the one at `index` says (its first part where nothing tells it apart).
+#[must_use]
+pub fn telling<'a>(all: &[Vec<&'a str>], index: usize) -> (Vec<&'a str>, Vec<&'a str>) {
+    let own = &all[index];
+    let (shared, telling): (Vec<&str>, Vec<&str>) =
+        own.iter().partition(|part| all.iter().all(|other| other.contains(part)));
+    let telling = if telling.is_empty() { own.iter().take(1).copied().collect() } else { telling };
+    (shared, telling)
+}
+
 /// A ratio with the digits it deserves: two decimals, three near one.
 #[must_use]
 pub fn ratio(ratio: f64) -> String {

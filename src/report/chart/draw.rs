@@ -154,7 +154,9 @@ pub fn lines(label: &str, x: &Axis, y: &Axis, lines: &[Line], marks: &[(f64, Str
         for (at, text) in &x.ticks {
             let (px, py) = chart.backend_coord(&(*at, y.range.0));
             root.draw(&PathElement::new([(px, py), (px, py + 4)], stroke(Ink::Axis, 1)))?;
-            write(root, text, (px, py + 7), HPos::Center, VPos::Top)?;
+            let last = px > WIDTH as i32 - 36;
+            let (px, side) = if last { (WIDTH as i32 - 2, HPos::Right) } else { (px, HPos::Center) };
+            write(root, text, (px, py + 7), side, VPos::Top)?;
         }
         chart
             .draw_series([PathElement::new([(x.range.0, y.range.0), (x.range.1, y.range.0)], stroke(Ink::Axis, 1))])?;

@@ -25,19 +25,16 @@ pub struct Chart {
     pub subtitle: String,
     /// Series number and name, for the legend.
     pub legend: Vec<(u8, String)>,
+    /// Whether series are filled areas, which have no dash pattern.
+    pub filled: bool,
     /// The drawing.
     pub svg: String,
 }
 
 impl Chart {
     fn new(title: &str, subtitle: &str, legend: Vec<(u8, String)>, svg: String) -> Self {
-        Self { title: title.to_owned(), subtitle: subtitle.to_owned(), legend, svg }
+        Self { title: title.to_owned(), subtitle: subtitle.to_owned(), legend, filled: false, svg }
     }
-}
-
-/// The series number of an arm, the same in every chart.
-fn series(column: &Column<'_>) -> u8 {
-    column.arm as u8
 }
 
 /// Columns whose latency may be shown.
@@ -45,8 +42,13 @@ fn valid<'a, 'b>(group: &'b Group<'a>) -> impl Iterator<Item = &'b Column<'a>> {
     group.columns.iter().filter(|column| column.validity == Validity::Valid)
 }
 
+/// Do the columns differ in arm? (Else they are edges, methods, … of one arm, which may be overlaid on any stack.)
+fn arms_differ(group: &Group<'_>) -> bool {
+    group.columns.iter().any(|column| column.arm != group.columns[0].arm)
+}
+
 fn legend(columns: &[&Column<'_>]) -> Vec<(u8, String)> {
-    columns.iter().map(|column| (series(column), column.arm.title().to_owned())).collect()
+    columns.iter().map(|column| (column.series, column.label.clone())).collect()
 }
 
 /// Percentiles of commit → arrival, the arms overlaid, over log 1/(1 − p). With `apart` each arm has a chart of its own.
@@ -56,7 +58,8 @@ fn legend(columns: &[&Column<'_>]) -> Vec<(u8, String)> {
 pub fn percentiles(group: &Group<'_>, apart: bool) -> anyhow::Result<Vec<Chart>> {
     let with_curve = |column: &&Column<'_>| column.typical().is_some_and(|run| run.summary.curve.len() > 1);
     let columns: Vec<&Column<'_>> = valid(group).filter(with_curve).collect();
-    let sets: Vec<&[&Column<'_>]> = if apart { columns.chunks(1).collect() } else { vec![&columns] };
+    let sets: Vec<&[&Column<'_>]> =
+        if apart && arms_differ(group) { columns.chunks(1).collect() } else { vec![&columns] };
     let mut charts = Vec::new();
     for set in sets.into_iter().filter(|set| !set.is_empty()) {
         let points = |column: &Column<'_>| -> Vec<(f64, f64)> {
@@ -66,7 +69,7 @@ pub fn percentiles(group: &Group<'_>, apart: bool) -> anyhow::Result<Vec<Chart>>
         };
         let curves: Vec<Line> = set
             .iter()
-            .map(|column| Line { series: series(column), width: 2, dots: false, points: points(column) })
+            .map(|column| Line { series: column.series, width: 2, dots: false, points: points(column) })
             .collect();
         let all = || curves.iter().flat_map(|line| &line.points);
         let end = all().map(|p| p.0).fold(1.0, f64::max);
@@ -90,7 +93,8 @@ pub fn timelines(group: &Group<'_>, apart: bool) -> anyhow::Result<Vec<Chart>> {
     let with_line = |column: &&Column<'_>| column.typical().is_some_and(|run| run.summary.timeline.len() > 2);
     let columns: Vec<&Column<'_>> = valid(group).filter(with_line).collect();
     let marked = columns.iter().any(|column| column.typical().is_some_and(|run| !marks(run).is_empty()));
-    let sets: Vec<&[&Column<'_>]> = if apart || marked { columns.chunks(1).collect() } else { vec![&columns] };
+    let sets: Vec<&[&Column<'_>]> =
+        if marked || (apart && arms_differ(group)) { columns.chunks(1).collect() } else { vec![&columns] };
     let mut charts = Vec::new();
     for set in sets.into_iter().filter(|set| !set.is_empty()) {
         let mut all = Vec::new();
@@ -99,8 +103,8 @@ pub fn timelines(group: &Group<'_>, apart: bool) -> anyhow::Result<Vec<Chart>> {
             let of = |us: fn(&(f64, f64, f64)) -> f64| -> Vec<(f64, f64)> {
                 line.iter().filter(|p| us(p) > 0.0).map(|p| (p.0, us(p).log10())).collect()
             };
-            all.push(Line { series: series(column), width: 2, dots: false, points: of(|p| p.2) });
-            all.push(Line { series: series(column), width: 1, dots: false, points: of(|p| p.1) });
+            all.push(Line { series: column.series, width: 2, dots: false, points: of(|p| p.2) });
+            all.push(Line { series: column.series, width: 1, dots: false, points: of(|p| p.1) });
         }
         let points = || all.iter().flat_map(|line| &line.points);
         let run = set[0].typical();
@@ -113,7 +117,11 @@ pub fn timelines(group: &Group<'_>, apart: bool) -> anyhow::Result<Vec<Chart>> {
             marks.push((run.phases_s[1], "to".into()));
         }
         let svg = draw::lines(&format!("Latency over time, {}", group.title), &x, &y, &all, &marks)?;
-        charts.push(Chart::new("Time line", &group.title, legend(set), svg));
+        let subtitle = match set {
+            [only] => format!("{} · {}", only.label, group.title),
+            _ => group.title.clone(),
+        };
+        charts.push(Chart::new("Time line, commit → arrival", &subtitle, legend(set), svg));
     }
     Ok(charts)
 }
@@ -146,7 +154,7 @@ pub fn connections(group: &Group<'_>) -> anyhow::Result<Vec<Chart>> {
         let x = Axis::linear("seconds", 0.0, points().map(|p| p.0).fold(1.0, f64::max), metric::number);
         let y = Axis::linear("viewers", 0.0, points().map(|p| p.1).fold(1.0, f64::max) * 1.08, metric::number);
         let legend = (0..8).zip(pods).map(|(series, pod)| (series, pod.pod.clone())).collect();
-        let subtitle = format!("{} · {}", column.arm.title(), group.title);
+        let subtitle = format!("{} · {}", column.label, group.title);
         let svg = draw::lines(&format!("Viewers per pod over time, {subtitle}"), &x, &y, &lines, &marks(run))?;
         charts.push(Chart::new("Viewers per pod", &subtitle, legend, svg));
     }
@@ -169,7 +177,7 @@ pub fn over_load(groups: &[Group<'_>], apart: bool) -> anyhow::Result<Vec<Chart>
             let load = config.rate * f64::from(config.viewers) / f64::from(config.posts.max(1));
             let p99 = column.figure(|s| s.commit_to_arrival.p99);
             if let Some([p99, ..]) = p99.filter(|p99| p99[0] > 0.0 && load > 0.0) {
-                let line = lines.entry(series(column)).or_insert_with(|| (column.arm.title().to_owned(), Vec::new()));
+                let line = lines.entry(column.series).or_insert_with(|| (column.arm.title().to_owned(), Vec::new()));
                 line.1.push((load.log10(), p99.log10()));
             }
         }
@@ -199,58 +207,61 @@ pub fn over_load(groups: &[Group<'_>], apart: bool) -> anyhow::Result<Vec<Chart>
     Ok(charts)
 }
 
-/// CPU per delivery of the whole system, stacked by process, per context.
+/// CPU per delivery of the whole system, stacked by process, at most six cells to a chart.
 ///
 /// # Errors
 /// When plotters fails.
 pub fn cpu(groups: &[Group<'_>]) -> anyhow::Result<Vec<Chart>> {
-    let mut contexts: BTreeMap<(&str, &str), Vec<(&Group<'_>, Bars<'_>)>> = BTreeMap::new();
-    for group in groups {
-        let shown = group.columns.iter().filter(|column| column.validity != Validity::Invalid);
-        let bars: Vec<_> = shown.map(|column| (column, parts(column))).filter(|(_, parts)| !parts.is_empty()).collect();
-        if !bars.is_empty() {
-            contexts.entry((group.question, &group.context)).or_default().push((group, bars));
-        }
-    }
     let mut charts = Vec::new();
-    for ((question, context), rows) in contexts {
-        let all = || rows.iter().flat_map(|(_, bars)| bars);
-        let most = all().map(|(_, parts)| parts.iter().map(|part| part.1).sum::<f64>()).fold(0.0, f64::max);
-        let mut legend: Vec<(u8, String)> = Vec::new();
-        for (name, _) in all().flat_map(|(_, parts)| parts) {
-            if !legend.iter().any(|(_, known)| known == name) {
-                legend.push((role(name), name.clone()));
+    for own in groups.chunk_by(|a, b| a.question == b.question) {
+        let mut rows: Vec<(&Group<'_>, Bars<'_>)> = Vec::new();
+        for group in own {
+            let shown = group.columns.iter().filter(|column| column.validity != Validity::Invalid);
+            let bars: Bars<'_> =
+                shown.map(|column| (column, parts(column))).filter(|(_, parts)| !parts.is_empty()).collect();
+            if !bars.is_empty() {
+                rows.push((group, bars));
             }
         }
-        legend.sort();
-        let height: usize = rows.iter().map(|(_, bars)| 26 + 20 * bars.len()).sum();
-        let subtitle = format!("{question} · {context}");
-        let label = format!("CPU per delivery by process, {subtitle}");
-        let svg = draw::svg(height as u32 + 4, &label, |root| {
-            let mut y = 2;
-            for (group, bars) in &rows {
-                let load = group.title.replace(&group.context, "");
-                draw::write(root, load.trim_end_matches(" · "), (0, y + 6), HPos::Left, VPos::Top)?;
-                y += 24;
-                for (column, parts) in bars {
-                    draw::write(root, column.arm.title(), (0, y + 8), HPos::Left, VPos::Center)?;
-                    let mut x = 96.0;
-                    for (name, us) in parts {
-                        let to = x + us / most * 258.0;
-                        draw::bar(root, Ink::Series(role(name)), (x as i32, y + 1), (to as i32, y + 15))?;
-                        x = to;
-                    }
-                    let total: f64 = parts.iter().map(|part| part.1).sum();
-                    draw::write(root, &metric::micros(total), (x as i32 + 6, y + 8), HPos::Left, VPos::Center)?;
-                    y += 20;
-                }
-                y += 2;
-            }
-            Ok(())
-        })?;
-        charts.push(Chart::new("CPU per delivery", subtitle.trim_end_matches(" · "), legend, svg));
+        for rows in rows.chunks(6) {
+            charts.push(cpu_bars(own[0].question, rows)?);
+        }
     }
     Ok(charts)
+}
+
+fn cpu_bars(question: &str, rows: &[(&Group<'_>, Bars<'_>)]) -> anyhow::Result<Chart> {
+    let all = || rows.iter().flat_map(|(_, bars)| bars);
+    let total = |parts: &Parts| parts.iter().map(|part| part.1).sum::<f64>();
+    let most = all().map(|(_, parts)| total(parts)).fold(f64::MIN_POSITIVE, f64::max);
+    let mut legend: Vec<(u8, String)> =
+        all().flat_map(|(_, parts)| parts).map(|(name, _)| (role(name), name.clone())).collect();
+    legend.sort();
+    legend.dedup();
+    let height: usize = rows.iter().map(|(_, bars)| 28 + 20 * bars.len()).sum();
+    let label = format!("CPU per delivery by process, {question}");
+    let svg = draw::svg(height as u32 + 4, &label, |root| {
+        let mut y = 2;
+        for (group, bars) in rows {
+            draw::write(root, &group.title, (0, y + 6), HPos::Left, VPos::Top)?;
+            y += 26;
+            for (column, parts) in bars {
+                draw::write(root, &column.label, (0, y + 8), HPos::Left, VPos::Center)?;
+                let mut x = 96.0;
+                for (name, us) in parts {
+                    let to = x + us / most * 258.0;
+                    draw::bar(root, Ink::Series(role(name)), (x as i32, y + 1), (to as i32, y + 15))?;
+                    x = to;
+                }
+                let text = metric::micros(total(parts));
+                draw::write(root, &text, (x as i32 + 6, y + 8), HPos::Left, VPos::Center)?;
+                y += 20;
+            }
+            y += 2;
+        }
+        Ok(())
+    })?;
+    Ok(Chart { filled: true, ..Chart::new("CPU per delivery", question, legend, svg) })
 }
 
 /// Process → CPU µs per delivery; the pods are added up.
