@@ -213,6 +213,14 @@ impl Group<'_> {
             self.row("staleness p50", false, metric::micros, |s| s.staleness_us.map(|age| age[0])),
             self.row("staleness p99", false, metric::micros, |s| s.staleness_us.map(|age| age[1])),
         ]);
+        let ms =
+            |label, of: fn(&RunSummary) -> Option<f64>| self.row(label, false, |ms| metric::micros(ms * 1000.0), of);
+        rows.extend([
+            ms("loss noticed p50", |s| s.noticed_ms.map(|ms| ms[0])),
+            ms("loss noticed, longest", |s| s.noticed_ms.map(|ms| ms[1])),
+            ms("healed p50", |s| s.healed_ms.map(|ms| ms[0])),
+            ms("healed, longest", |s| s.healed_ms.map(|ms| ms[1])),
+        ]);
         rows.retain(|row| row.values.iter().any(|value| value.text != NONE));
         rows
     }

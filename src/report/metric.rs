@@ -43,6 +43,19 @@ pub fn title(name: &str) -> String {
         "noticed_ms" => return format!("time to notice, {}", if quantile == "1" { "longest" } else { "p50" }),
         "healed_ms" => return format!("time to heal, {}", if quantile == "1" { "longest" } else { "p50" }),
         "figures" => return title(quantile),
+        "max_over_mean" => "most ÷ mean viewers per pod after a pod was added",
+        "max_over_mean_before" => "most ÷ mean viewers per pod before",
+        "max_over_mean_settled" => "most ÷ mean viewers per pod, settled",
+        "balanced_after_s" => "time until most ÷ mean < 1.2",
+        "newcomers_to_new_pod_10s" => "newcomers to the new pod in its first 10 s",
+        "even_share" => "an even share",
+        "answered_by_broken_pod" => "streams answered by the broken pod",
+        "attempts_that_failed" => "attempts that failed",
+        "events_before_the_end" => "events that came before the stream's end",
+        "pod_wrote_mib" => "slow reader: the pod wrote",
+        "pod_left_out_versions" => "slow reader: versions the pod left out",
+        "pod_wrote_last_after_s" => "slow reader: the pod last wrote after",
+        "edge_temp_files_mib" => "slow reader: the edge's temporary files",
         other if quantile.is_empty() => return unit(other).map_or(other, |(bare, _)| bare).replace('_', " "),
         other => return format!("{} {quantile}", other.replace('_', " ")).trim_end().to_owned(),
     };
@@ -81,6 +94,11 @@ fn unit(name: &str) -> Option<(&str, Unit)> {
     let base = name.split('.').next().unwrap_or(name);
     if base.starts_with("commit_to_") || base.starts_with("due_to_") || base == "cpu_us_per_delivery" {
         return Some((base, Unit::Micros));
+    }
+    if ["newcomers_to_new_pod_10s", "answered_by_broken_pod", "attempts_that_failed", "events_before_the_end"]
+        .contains(&base)
+    {
+        return Some((base, Unit::Share));
     }
     let units = [
         ("_us", Unit::Micros),
@@ -206,7 +224,8 @@ mod tests {
             (title("slow_reader_mib"), show("slow_reader_mib", 264.0)),
             ("slow reader".into(), "264 MiB".into())
         );
-        assert_eq!(title("max_over_mean"), "max over mean");
+        assert_eq!(title("figures.max_over_mean_before"), "most ÷ mean viewers per pod before");
+        assert_eq!(show("events_before_the_end", 1.0), "100 %");
         assert_eq!(show("commit_to_arrival.p50", 412.0), "412 µs");
         assert_eq!(show("deliveries_per_s", 412.0), "412 /s");
     }

@@ -9,6 +9,8 @@ pub mod cells;
 pub mod chart;
 /// Two folders side by side.
 pub mod diff;
+/// What scenarios found.
+pub mod findings;
 /// Figures by name, and numbers for people.
 pub mod metric;
 /// A result folder in memory.

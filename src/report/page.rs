@@ -8,7 +8,7 @@ use super::cells::{self, Group, Row};
 use super::chart::{self, Chart};
 use super::model::{Results, Run};
 use super::verdict::{Outcome, Verdict};
-use super::{metric, questions, waterfall, wording};
+use super::{findings, metric, questions, waterfall, wording};
 use crate::result::Environment;
 use crate::result::summary::{Account, Validity};
 
@@ -123,7 +123,7 @@ pub fn page(results: &Results, verdicts: &[Verdict]) -> anyhow::Result<Page> {
         tiles: tiles(results, &total),
         violations: results.violations(),
         unreadable: results.unreadable.clone(),
-        answers: answers(results, verdicts, &scenarios(&groups))?,
+        answers: answers(results, verdicts, &scenarios(&groups), &groups)?,
         cells: sections(&cells::beside(&groups), results.embedded())?,
         charts: charts(&groups, results.embedded())?,
         ledger: results.runs.iter().map(|run| ledger_row(name(run), &run.summary.account)).collect(),
@@ -172,7 +172,12 @@ fn tiles(results: &Results, total: &LedgerRow) -> Vec<Tile> {
     tiles
 }
 
-fn answers(results: &Results, verdicts: &[Verdict], scenarios: &[Scenario]) -> anyhow::Result<Vec<Answer>> {
+fn answers(
+    results: &Results,
+    verdicts: &[Verdict],
+    scenarios: &[Scenario],
+    groups: &[Group<'_>],
+) -> anyhow::Result<Vec<Answer>> {
     let asked: BTreeSet<_> =
         results.runs.iter().map(|run| (wording::natural(run.question()), run.question())).collect();
     let mut answers = Vec::new();
@@ -182,15 +187,23 @@ fn answers(results: &Results, verdicts: &[Verdict], scenarios: &[Scenario]) -> a
             question: question.to_owned(),
             text: questions::text(question).to_owned(),
             intervals: chart::intervals(&own)?,
-            remarks: remarks(question, &own, scenarios),
+            remarks: remarks(question, &own, scenarios, groups),
             verdicts: own.into_iter().cloned().collect(),
             command: results.command_for(question),
         });
     }
+    answers.extend(findings::no_stickiness(results).map(|remark| Answer {
+        question: "Q8".into(),
+        text: questions::text("Q8").to_owned(),
+        verdicts: Vec::new(),
+        intervals: None,
+        remarks: vec![remark],
+        command: results.environment.command.clone(),
+    }));
     Ok(answers)
 }
 
-fn remarks(question: &str, verdicts: &[&Verdict], scenarios: &[Scenario]) -> Vec<String> {
+fn remarks(question: &str, verdicts: &[&Verdict], scenarios: &[Scenario], groups: &[Group<'_>]) -> Vec<String> {
     let mut remarks = Vec::new();
     if let Some(shared) = verdicts.first().map(|v| &v.shared).filter(|shared| !shared.is_empty()) {
         remarks.push(format!("All of it at {shared}."));
@@ -198,6 +211,7 @@ fn remarks(question: &str, verdicts: &[&Verdict], scenarios: &[Scenario]) -> Vec
     if verdicts.iter().any(|v| v.outcome == Outcome::NoVerdict) {
         remarks.push("Too few pairs for a verdict; `--plan full` runs at least eight per claim.".into());
     }
+    remarks.extend(findings::of(question, groups));
     let figures = scenarios.iter().filter(|scenario| scenario.question == question).flat_map(|s| &s.extremes);
     remarks.extend(figures.cloned());
     if verdicts.is_empty() {

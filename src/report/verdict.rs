@@ -258,8 +258,10 @@ fn resolutions(verdicts: &[Verdict]) -> BTreeMap<(String, String), f64> {
 /// The decision and its words. `floor` is the A/A resolution of the same question and metric.
 fn decide(v: &mut Verdict, floor: Option<f64>, claims: usize) {
     if v.outcome == Outcome::Withheld {
+        let place = if v.place.is_empty() { String::new() } else { format!(", {}", v.place) };
+        let (a, b) = (&v.a, &v.b);
         v.sentence =
-            format!("No latency ranking of {} and {}: the embedded stack has no proxy, broker or row lock.", v.a, v.b);
+            format!("No latency ranking of {a} and {b}{place}: the embedded stack has no proxy, broker or row lock.");
         v.basis = invalid_counts(v);
         return;
     }

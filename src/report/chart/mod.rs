@@ -296,18 +296,19 @@ pub fn intervals(verdicts: &[&Verdict]) -> anyhow::Result<Option<Chart>> {
         return Ok(None);
     }
     let reach = rows.iter().flat_map(|row| row.2).map(|end| end.ln().abs()).fold(0.05, f64::max) * 1.1;
-    let ticks: [f64; 11] = [0.1, 0.2, 0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 2.0, 5.0, 10.0];
+    let ticks: [f64; 15] = [0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.25, 2.0, 5.0, 10.0];
     let at = |ratio: f64| (WIDTH as f64 * (0.5 + ratio.ln() / reach * 0.48)) as i32;
     let height = 38 * rows.len() as u32 + 26;
     let svg = draw::svg(height, "Ratios A over B with their 95 % intervals", |root| {
         let bottom = height as i32 - 18;
-        let mut free = i32::MIN;
+        // The middle is always named; the others where there is room.
+        let mut named = vec![at(1.0)];
         for tick in ticks.into_iter().filter(|tick| tick.ln().abs() <= reach) {
             let ink = if tick == 1.0 { Ink::Mark } else { Ink::Grid };
             root.draw(&PathElement::new([(at(tick), 0), (at(tick), bottom)], draw::stroke(ink, 1)))?;
-            if at(tick) > free {
+            if tick == 1.0 || named.iter().all(|taken| (taken - at(tick)).abs() > 34) {
                 draw::write(root, &metric::number(tick), (at(tick), bottom + 4), HPos::Center, VPos::Top)?;
-                free = at(tick) + 30;
+                named.push(at(tick));
             }
         }
         for (row, (verdict, ratio, [low, high])) in (0..).zip(&rows) {
