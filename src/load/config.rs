@@ -36,7 +36,7 @@ pub struct Config {
     /// Likes per second over all posts
     #[arg(long, value_name = "LIKES/S", default_value_t = 1.0)]
     pub rate: f64,
-    /// Posts; viewer i watches post i mod N, likes go to the posts in turn
+    /// Posts; viewer i watches post i mod N, likes go to random posts (uniform schedule: in turn)
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub posts: u32,
     /// Posts that exist already, instead of new ones
@@ -75,6 +75,9 @@ pub struct Config {
     /// Further viewers that read nothing until the cool-down ends
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub slow_readers: u32,
+    /// Accept compressed streams (SSE), as browsers do: for proxies that compress
+    #[arg(long)]
+    pub accept_gzip: bool,
     /// Heartbeat period expected of the server; a stream silent for two of them is given up
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
     pub heartbeat: Duration,

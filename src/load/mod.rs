@@ -1,18 +1,45 @@
 //! The open-loop generator and recorder: writes one run file.
 
+/// Requests that are no load.
+mod api;
+/// One clock for everything.
+mod clock;
 /// Its options.
 mod config;
+/// A client's HTTP/1.1.
+mod http;
+/// Who likes.
+mod liker;
+/// CPUs and file descriptors.
+mod limits;
+/// When likes are due.
+mod pacer;
+/// The pods' counters.
+mod pods;
+/// What is shown meanwhile.
+mod progress;
+/// What viewers saw.
+mod recorder;
+/// One run from start to file.
+mod run;
+/// Non-blocking TCP with kernel stamps.
+mod socket;
+/// Where to connect.
+mod target;
+/// Who watches.
+mod viewer;
+/// Both transports without sockets.
+mod wire;
 
 pub use config::{Config, Progress, Schedule};
 
-/// Runs it until done or `shutdown`.
+/// Runs it until done or `shutdown`: exit 0 also when the run is INVALID (its file says so), 3 on a ledger violation.
 ///
 /// # Errors
 /// A message for the user.
-#[expect(clippy::unused_async, reason = "not built yet")]
 pub async fn run(
-    _config: Config,
-    _shutdown: tokio_util::sync::CancellationToken,
+    config: Config,
+    shutdown: tokio_util::sync::CancellationToken,
 ) -> anyhow::Result<std::process::ExitCode> {
-    anyhow::bail!("not built yet")
+    run::run(config, shutdown).await
 }
