@@ -84,7 +84,7 @@ pub(super) struct Recorder {
     pub(super) stamp_to_read: Histogram<u64>,
     /// Bytes received within the window.
     pub(super) received_bytes: u64,
-    /// Reads without a kernel stamp.
+    /// Reads without a kernel stamp within the window (the first ones of a machine have none).
     pub(super) unstamped: u64,
     /// Bodies that could not be read: not ours, or of another post.
     pub(super) unreadable: u64,

@@ -345,8 +345,8 @@ impl Reader {
         if self.shared.measured(at) {
             self.recorder.stamp_to_read.saturating_record(u64::from(now.saturating_sub(at)));
             self.recorder.received_bytes += read.len as u64;
+            self.recorder.unstamped += u64::from(read.stamp.is_none());
         }
-        self.recorder.unstamped += u64::from(read.stamp.is_none());
         let session = link.session;
         let post = self.recorder.sessions[session].post as usize;
         let (recorder, memo) = (&mut self.recorder, &mut self.memo[post]);
