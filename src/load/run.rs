@@ -198,6 +198,7 @@ async fn wait_until_connected(
     let wanted_likers = if config.rate > 0.0 { config.likers } else { 0 };
     let connecting = u64::from(wanted.max(wanted_likers)) / u64::from(config.connect_rate);
     let deadline = Instant::now() + Duration::from_secs(20 + 2 * connecting);
+    let mut show_at = Instant::now() + Duration::from_secs(1);
     loop {
         let (joined, ready) = (shared.joined.load(Ordering::Relaxed), shared.likers.load(Ordering::Relaxed));
         if joined >= wanted && ready >= wanted_likers {
@@ -212,7 +213,10 @@ async fn wait_until_connected(
             break;
         }
         check_threads(viewers, likers)?;
-        display.show(0, shared);
+        if Instant::now() >= show_at {
+            show_at += Duration::from_secs(1);
+            display.show(0, shared);
+        }
         tick().await;
     }
     display.phase("connected");
