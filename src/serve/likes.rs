@@ -18,9 +18,6 @@ const IN_FLIGHT: usize = 2_048;
 /// How long the database is asked what became of a COMMIT it did not answer.
 const ASK: Duration = Duration::from_secs(120);
 
-/// How often keys are swept.
-const SWEEP: Duration = Duration::from_secs(10 * 60);
-
 /// Takes likes from both transports. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Likes {
@@ -32,11 +29,10 @@ pub struct Likes {
 }
 
 impl Likes {
-    /// Over this store, told through this broker. Also sweeps old keys now and then.
+    /// Over this store, told through this broker.
     #[must_use]
     pub fn new(store: LikeStore, broker: Broker) -> Self {
         let (tasks, room, stop) = (TaskTracker::new(), Arc::new(Semaphore::new(IN_FLIGHT)), CancellationToken::new());
-        tokio::spawn(stop.clone().run_until_cancelled_owned(sweep(store.clone())));
         Self { store, broker, tasks, room, stop }
     }
 
@@ -64,7 +60,7 @@ impl Likes {
         task.await.unwrap_or_else(|e| Err(StoreError::OutcomeUnknown { cause: e.to_string() }))
     }
 
-    /// Waits until no like is under way, for the end of a drain, then ends the sweeps. Likes that come later are still taken.
+    /// Waits until no like is under way, for the end of a drain, then stops asking for unknown outcomes. Likes that come later are still taken.
     pub async fn idle(&self) {
         self.tasks.close();
         self.tasks.wait().await;
@@ -97,18 +93,6 @@ impl Likes {
             let (likes, version) = (state.likes, state.version);
             self.broker.publish(LikesChanged { post_id: post, likes, version, prev, committed_at: sent_at });
             return;
-        }
-    }
-}
-
-/// Removes keys whose time is over. Pods do not sweep in step.
-async fn sweep(store: LikeStore) {
-    loop {
-        sleep(SWEEP.mul_f64(rand::random_range(0.5..1.5))).await;
-        match store.sweep_keys().await {
-            Ok(0) => {}
-            Ok(swept) => tracing::debug!(swept, "old idempotency keys removed"),
-            Err(e) => tracing::warn!(error = %e, "old idempotency keys could not be removed"),
         }
     }
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use rand::RngExt;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlPoolOptions};
-use sqlx::pool::PoolConnection;
 use sqlx::{ConnectOptions, Connection, Executor, MySqlPool};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -14,9 +13,12 @@ use super::flights::Flights;
 use super::{Lane, LikeOutcome, LikeRequest, Post, StoreCounters, StoreError, StoreOptions, StoredState};
 use crate::domain::{Epoch, LikesState, PostId, Version, unix_micros};
 use failure::Failure;
+use lease::Lease;
 
 /// What the database's errors mean.
 mod failure;
+/// A connection on loan.
+mod lease;
 /// Tables, brought up to date by one pod at a time.
 mod schema;
 /// The transactions of a like.
@@ -165,7 +167,7 @@ impl MySql {
                 }
                 // The pool does not test connections before use: after a restart of the database each of them may be dead.
                 Failure::Broken(cause) => {
-                    conn.close_on_drop();
+                    conn.discard();
                     broken += 1;
                     if broken > options.max_connections + 1 || Instant::now() >= deadline {
                         return Err(StoreError::Unavailable { cause });
@@ -173,12 +175,12 @@ impl MySql {
                     StoreCounters::count(&counters.reconnects);
                 }
                 Failure::TimedOut => {
-                    conn.close_on_drop();
+                    conn.discard();
                     StoreCounters::count(&counters.timeouts);
                     return Err(StoreError::Timeout(options.operation_timeout));
                 }
                 Failure::Unknown(cause) => {
-                    conn.close_on_drop();
+                    conn.discard();
                     StoreCounters::count(&counters.timeouts);
                     return Err(StoreError::OutcomeUnknown { cause });
                 }
@@ -210,13 +212,13 @@ impl MySql {
         self.inner.repair.close().await;
     }
 
-    async fn acquire(&self, lane: Lane, deadline: Instant) -> Result<PoolConnection<sqlx::MySql>, StoreError> {
+    async fn acquire(&self, lane: Lane, deadline: Instant) -> Result<Lease, StoreError> {
         let pool = match lane {
             Lane::Requests => &self.inner.pool,
             Lane::Repair => &self.inner.repair,
         };
         match timeout_at(deadline, pool.acquire()).await {
-            Ok(Ok(conn)) => Ok(conn),
+            Ok(Ok(conn)) => Ok(Lease::new(conn)),
             Ok(Err(e)) => Err(StoreError::Unavailable { cause: format!("no connection: {e}") }),
             Err(_) => Err(StoreError::Timeout(self.inner.options.operation_timeout)),
         }
@@ -235,7 +237,7 @@ impl MySql {
                 Err(_) => Failure::TimedOut,
             };
             if failure.leaves_connection_unusable() {
-                conn.close_on_drop();
+                conn.discard();
             }
             match failure {
                 Failure::Broken(_) if attempt < attempts => StoreCounters::count(&self.inner.counters.reconnects),

@@ -4,6 +4,7 @@ mod architecture;
 mod broker;
 mod likes;
 mod pod;
+mod proxy;
 mod servers;
 mod stack;
 mod store;

@@ -144,6 +144,11 @@ impl MariaDb {
         format!("{server}/{name}")
     }
 
+    /// Where it listens.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// SIGSTOP or SIGCONT.
     pub(crate) fn signal(&self, signal: Signal) {
         self.process.as_ref().expect("running").signal(signal);

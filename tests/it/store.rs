@@ -9,6 +9,7 @@ use pushlab::store::{IdempotencyKey, LikeOp, LikeOutcome, LikeRequest, LikeStore
 use sqlx::{Connection, Executor, MySqlConnection};
 use tokio::task::JoinSet;
 
+use crate::proxy::Proxy;
 use crate::servers::MariaDb;
 
 /// Runs a test on both databases.
@@ -300,6 +301,79 @@ async fn connections_that_died_while_idle_cost_no_like() {
     let outcomes = all(std::slice::from_ref(&store), vec![like(post); 8]).await;
     assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
     assert_eq!(state(&store, post).await, (58, 58));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_falls_silent_takes_no_connection_for_long() {
+    let database = MariaDb::shared();
+    let proxy = Proxy::start(database.port()).await;
+    let url = database.database().await;
+    let (store, watcher) = (LikeStore::connect(&proxy.instead_of(&url), hasty()).await.unwrap(), connect(&url).await);
+    let post = new_post(&store).await;
+    let outcomes = tokio::spawn({
+        let store = store.clone();
+        async move { all(std::slice::from_ref(&store), vec![like(post); 2_000]).await }
+    });
+    eventually(|| async { if state(&watcher, post).await.1 > 100 { Ok(()) } else { Err("not yet") } }).await;
+    // Some connections are in a transaction, some idle, some on their way back into the pool.
+    proxy.freeze();
+    let _ = outcomes.await;
+    let started = Instant::now();
+    eventually(|| async { store.apply(&like(post)).await }).await;
+    eventually(|| async { store.ping().await }).await;
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    let again = all(std::slice::from_ref(&store), vec![like(post); 50]).await;
+    assert!(again.iter().all(Result::is_ok), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_without_an_answer_is_an_unknown_outcome_that_its_key_resolves() {
+    let database = MariaDb::shared();
+    let proxy = Proxy::start(database.port()).await;
+    let store = LikeStore::connect(&proxy.instead_of(&database.database().await), hasty()).await.unwrap();
+    let post = new_post(&store).await;
+    proxy.swallow_commits(true);
+    let outcome = store.apply(&keyed(post, "k", b"")).await;
+    assert!(matches!(outcome, Err(StoreError::OutcomeUnknown { .. })), "{outcome:?}");
+    proxy.swallow_commits(false);
+    assert_eq!(proxy.swallowed(), 1);
+    assert_eq!(store.read_settled(post).await.unwrap().version, Version(1));
+    let again = store.apply(&keyed(post, "k", b"")).await.unwrap();
+    assert!(again.replayed && again.state.version == Version(1));
+    assert_eq!(state(&store, post).await, (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadlock_costs_a_retry_and_nothing_else() {
+    let url = MariaDb::shared().database().await;
+    let store = LikeStore::connect(&url, StoreOptions::default()).await.unwrap();
+    let post = new_post(&store).await;
+    // A stranger that takes the locks in the other order: the like's row first, then the post's.
+    let mut stranger = MySqlConnection::connect(&url).await.unwrap();
+    stranger.execute("begin").await.unwrap();
+    sqlx::query("insert into likes values (?, 'ann', 1)").bind(post.get()).execute(&mut stranger).await.unwrap();
+    let mine = LikeRequest { who: Who::User("ann".into()), once: true, ..like(post) };
+    let ours = tokio::spawn({
+        let store = store.clone();
+        async move { store.apply(&mine).await }
+    });
+    // When the post's row is ours, asking for it without waiting fails.
+    let mut watcher = MySqlConnection::connect(&url).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while sqlx::query("select 1 from posts where id = ? for update nowait")
+        .bind(post.get())
+        .execute(&mut watcher)
+        .await
+        .is_ok()
+    {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    sqlx::query("select 1 from posts where id = ? for update").bind(post.get()).execute(&mut stranger).await.unwrap();
+    stranger.execute("rollback").await.unwrap();
+    assert!(ours.await.unwrap().unwrap().changed);
+    assert!(store.counters().retries.load(std::sync::atomic::Ordering::Relaxed) >= 1);
+    assert_eq!(state(&store, post).await, (1, 1));
 }
 
 /// Repeats until it succeeds, at most 20 s.
