@@ -19,6 +19,8 @@ pub enum CloseReason {
     SlowConsumer,
     /// The peer broke the protocol.
     Violation,
+    /// What the peer asked for cannot be served now, and its protocol knows no other answer than the end.
+    Refused,
     /// The connection reached its maximum age.
     MaxAge,
     /// The pod drains.
@@ -29,13 +31,14 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// All, in the order of metric slots.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Peer,
         Self::Reset,
         Self::WriteTimeout,
         Self::ReadTimeout,
         Self::SlowConsumer,
         Self::Violation,
+        Self::Refused,
         Self::MaxAge,
         Self::Drain,
         Self::Stopped,
@@ -51,6 +54,7 @@ impl CloseReason {
             Self::ReadTimeout => "read_timeout",
             Self::SlowConsumer => "slow_consumer",
             Self::Violation => "violation",
+            Self::Refused => "refused",
             Self::MaxAge => "max_age",
             Self::Drain => "drain",
             Self::Stopped => "stopped",

@@ -66,8 +66,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     for pod in pods {
         let (name, listen, admin) = (pod.name().to_owned(), pod.address(), pod.admin_address());
         running.spawn(pod.run(shutdown.clone()));
-        tracing::info!(pod = name, %listen, %admin, open_files, "serving");
-        let line = serde_json::json!({ "pod": name, "listen": listen, "admin": admin });
+        tracing::info!(pod = %name, %listen, %admin, open_files, "serving");
+        let line = format!(r#"{{"pod":{},"listen":"{listen}","admin":"{admin}"}}"#, serde_json::Value::from(name));
         // Whoever started the pod may have closed its end; that is no reason to stop.
         drop(writeln!(std::io::stdout().lock(), "{line}"));
     }

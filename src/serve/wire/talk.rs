@@ -126,6 +126,11 @@ impl Talk {
 
     pub(super) fn reply(&mut self, key: ConnKey, reply: TalkReply, out: &mut Vec<u8>) -> (Flow, Vec<Change<Wire>>) {
         let mut changes = Vec::new();
+        let ours = match &reply {
+            TalkReply::Joined(_, Err(error)) => !error.is_callers(),
+            TalkReply::Liked { outcome, .. } => outcome.status >= 500,
+            _ => false,
+        };
         let actions = match reply {
             TalkReply::Joined(wish, Ok((state, guard))) => self.joined(wish, state, guard, &mut changes),
             TalkReply::Joined(wish, Err(error)) => self.session.refused(wish.slot, &outcome(&Err(error))),
@@ -139,8 +144,10 @@ impl Talk {
                 return (flow, changes);
             }
         };
-        let flow = self.run(key, actions.into_iter().map(Step::Stomp).collect(), out, Some(&mut changes));
-        (flow, changes)
+        match self.run(key, actions.into_iter().map(Step::Stomp).collect(), out, Some(&mut changes)) {
+            Flow::Close(CloseReason::Violation) if ours => (Flow::Close(CloseReason::Refused), changes),
+            flow => (flow, changes),
+        }
     }
 
     /// Does the steps. Without `changes` to note them in, those from the first change of subscriptions on are put off.
