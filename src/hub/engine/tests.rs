@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use mio::{Poll, Waker};
 
+use super::{Adopted, Engine, Inbox, WAKER};
 use crate::domain::{LikesChanged, LikesState, PostId, Transport, Update, Version};
 use crate::hub::{Change, CloseReason, ConnKey, EngineOptions, Flow, Hub, Protocol, Subscription};
 
@@ -238,13 +240,58 @@ fn closing_in_mid_round_leaves_nobody_behind() {
         hub.publish(changed(1, version - 1, version), 0);
         // Somebody leaves from varying places while the round goes on one viewer at a time.
         readers.swap_remove((version as usize * 7919) % readers.len());
-        if version % 5 == 0 {
-            for reader in &mut readers {
-                versions_until(reader, version);
-            }
+        for reader in &mut readers {
+            versions_until(reader, version);
         }
     }
     eventually("the rest", || hub.connections(Transport::Sse) == 15);
+}
+
+/// The same without a thread: whoever leaves after however many steps of a round, everyone else is served by its end.
+#[test]
+fn a_round_serves_everyone_wherever_somebody_leaves_or_comes() {
+    const VIEWERS: u32 = 7;
+    let cases = (0..=VIEWERS).flat_map(|steps| (0..VIEWERS).map(move |victim| (steps, victim)));
+    // Each round begins at another viewer, so the rounds before decide where this one does.
+    for ((steps, victim), before) in cases.flat_map(|case| (0..5).map(move |before| (case, before))) {
+        let poll = Poll::new().unwrap();
+        let waker = Waker::new(poll.registry(), WAKER).unwrap();
+        let options = EngineOptions { slice: 1, ..EngineOptions::default() };
+        let mut engine = Engine::<Lines>::new(poll, Arc::new(Inbox::new(0, waker)), options);
+        let mut peers = vec![];
+        let mut add = |engine: &mut Engine<Lines>| {
+            let (ours, theirs) = pair(0);
+            peers.push(theirs);
+            let subscriptions = vec![viewer(1, 0, 1, 0)];
+            let (protocol, none) = (Lines { orders: None }, Bytes::new());
+            let socket = crate::hub::handle::Socket::Tcp(ours);
+            engine.add(Adopted { socket, protocol, unread: none.clone(), subscriptions, first: none });
+        };
+        (0..VIEWERS).for_each(|_| add(&mut engine));
+        for version in 1..=before {
+            engine.publish(changed(1, version - 1, version), 0);
+            while engine.run_slice() {}
+        }
+        let earlier = engine.counters.of(Transport::Sse).deliveries;
+        engine.publish(changed(1, before, before + 1), 0);
+        for _ in 0..steps {
+            engine.run_slice();
+        }
+        engine.doom(victim, CloseReason::Peer);
+        engine.reap();
+        add(&mut engine);
+        while engine.run_slice() {}
+        let counters = *engine.counters.of(Transport::Sse);
+        // The one who left may have been served before; the one who came asked from version 0, so skipped the rounds before.
+        let served = counters.deliveries - earlier;
+        assert!((VIEWERS.into()..=u64::from(VIEWERS) + 1).contains(&served), "{served}: {steps}, {victim}, {before}");
+        assert_eq!(counters.conflated, before);
+        engine.publish(changed(1, before + 1, before + 2), 0);
+        while engine.run_slice() {}
+        let after = engine.counters.of(Transport::Sse);
+        assert_eq!(after.deliveries - counters.deliveries, u64::from(VIEWERS));
+        assert_eq!(after.conflated, before, "somebody missed the round: {steps}, {victim}, {before}");
+    }
 }
 
 #[test]
