@@ -3,6 +3,7 @@
 mod architecture;
 mod broker;
 mod likes;
+mod load;
 mod pod;
 mod proxy;
 mod servers;

@@ -6,6 +6,8 @@ mod link;
 mod population;
 /// The epoll loop.
 mod reader;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
