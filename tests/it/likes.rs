@@ -173,7 +173,8 @@ async fn likes_go_on_without_nats_and_are_seen_after_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_lost_inside_nats_is_sent_and_read_again() {
     let (mut server, store) = (NatsServer::start(), mariadb().await);
-    let (a, b) = two_pods(&store, &over(&server), repairs_off()).await;
+    let options = WatchOptions { settle: Duration::from_secs(3600), ..repairs_off() };
+    let (a, b) = two_pods(&store, &over(&server), options).await;
     let (post, other) = (new_post(&store).await, new_post(&store).await);
     let (_, _guards) = (b.watch.join(post).await.unwrap(), b.watch.join(other).await.unwrap());
     // It takes the bytes and dies before it reads them.
@@ -189,6 +190,8 @@ async fn what_was_lost_inside_nats_is_sent_and_read_again() {
     server.start_again();
     until("the newest arrives", || b.version(post) == Version(20)).await;
     until("what nobody sends again is read", || b.version(other) == Version(1)).await;
+    assert!(matches!(b.newest(other), Some(Update::Snapshot(_))));
+    until("and what was sent is sent again", || a.broker.counters().republished.load(Ordering::Relaxed) > 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -202,9 +205,9 @@ async fn a_commit_without_an_answer_is_told_to_the_viewers_all_the_same() {
     let post = new_post(&store).await;
     let (_, _guard) = b.watch.join(post).await.unwrap();
     assert_eq!(a.like(post).await, Ok(Version(1)));
-    proxy.swallow_commits(true);
+    proxy.swallow(Some(b"COMMIT"));
     assert!(matches!(a.like(post).await, Err(StoreError::OutcomeUnknown { .. })));
-    proxy.swallow_commits(false);
+    proxy.swallow(None);
     until("the viewers know", || b.version(post) == Version(2)).await;
     assert!(
         matches!(b.newest(post), Some(Update::Changed(event)) if event.prev == Version(1) && event.committed_at > 0)

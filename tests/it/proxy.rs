@@ -1,7 +1,7 @@
-//! A TCP proxy that misbehaves on request: freezes connections without closing them, swallows the answer to COMMIT.
+//! A TCP proxy that misbehaves on request: freezes connections without closing them, swallows the answer to a request.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -17,7 +17,8 @@ pub(crate) struct Proxy {
 struct State {
     /// Connections older than this generation are frozen: nothing passes, nothing is closed.
     generation: AtomicU64,
-    swallow_commits: AtomicBool,
+    /// A connection falls silent after a request that holds these bytes was passed on.
+    swallow: Mutex<Option<&'static [u8]>>,
     swallowed: AtomicU64,
 }
 
@@ -58,9 +59,9 @@ impl Proxy {
         self.state.generation.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Whether a connection falls silent after a COMMIT was passed on.
-    pub(crate) fn swallow_commits(&self, on: bool) {
-        self.state.swallow_commits.store(on, Ordering::SeqCst);
+    /// From now on a connection falls silent after a request that holds these bytes was passed on.
+    pub(crate) fn swallow(&self, request: Option<&'static [u8]>) {
+        *self.state.swallow.lock().unwrap() = request;
     }
 
     /// Answers swallowed.
@@ -79,8 +80,8 @@ async fn pass(
 ) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(n @ 1..) = from.read(&mut buffer).await {
-        if from_client && state.swallow_commits.load(Ordering::SeqCst) && buffer[..n].windows(6).any(|w| w == b"COMMIT")
-        {
+        let holds = |part: &'static [u8]| buffer[..n].windows(part.len()).any(|window| window == part);
+        if from_client && state.swallow.lock().unwrap().is_some_and(holds) {
             silent.store(true, Ordering::SeqCst);
             state.swallowed.fetch_add(1, Ordering::SeqCst);
         }

@@ -327,15 +327,35 @@ async fn a_network_that_falls_silent_takes_no_connection_for_long() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_fall_silent_on_their_way_back_leave_the_pool() {
+    let database = MariaDb::shared();
+    let proxy = Proxy::start(database.port()).await;
+    let store = LikeStore::connect(&proxy.instead_of(&database.database().await), hasty()).await.unwrap();
+    let post = new_post(&store).await;
+    // COM_PING: what the pool sends when a connection comes back.
+    proxy.swallow(Some(&[1, 0, 0, 0, 0x0e]));
+    let mut likes = 0;
+    while proxy.swallowed() < 4 {
+        store.apply(&like(post)).await.unwrap();
+        likes += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await; // Its way back is a task of its own.
+    }
+    // All places of the pool are taken.
+    proxy.swallow(None);
+    eventually(|| async { store.apply(&like(post)).await }).await;
+    assert_eq!(state(&store, post).await, (likes + 1, likes + 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_without_an_answer_is_an_unknown_outcome_that_its_key_resolves() {
     let database = MariaDb::shared();
     let proxy = Proxy::start(database.port()).await;
     let store = LikeStore::connect(&proxy.instead_of(&database.database().await), hasty()).await.unwrap();
     let post = new_post(&store).await;
-    proxy.swallow_commits(true);
+    proxy.swallow(Some(b"COMMIT"));
     let outcome = store.apply(&keyed(post, "k", b"")).await;
     assert!(matches!(outcome, Err(StoreError::OutcomeUnknown { .. })), "{outcome:?}");
-    proxy.swallow_commits(false);
+    proxy.swallow(None);
     assert_eq!(proxy.swallowed(), 1);
     assert_eq!(store.read_settled(post).await.unwrap().version, Version(1));
     let again = store.apply(&keyed(post, "k", b"")).await.unwrap();
