@@ -34,6 +34,8 @@ pub enum Command {
     Probe(crate::probe::Config),
     /// The delivery path beside raw write(2): CPU per delivery, memory per viewer, POST beside fan-out
     Bench(crate::hub::bench::Config),
+    /// The instrument against itself: A/A must show nothing, A/B a delay of 20 %
+    Selftest(crate::compare::selftest::Config),
     /// Keeps the processes of a local stack and ends them when its parent goes away
     #[command(hide = true)]
     Guardian(crate::compare::stack::guardian::Config),

@@ -34,6 +34,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Doctor(config) => doctor::run(config, shutdown).await,
         Command::Probe(config) => probe::run(config, shutdown).await,
         Command::Bench(config) => hub::bench::run(config, shutdown).await,
+        Command::Selftest(config) => compare::selftest::run(config, shutdown).await,
         Command::Guardian(config) => compare::stack::guardian::run(config, shutdown).await,
     }
 }

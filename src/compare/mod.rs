@@ -2,6 +2,8 @@
 
 /// What this machine can do at most.
 pub mod calibrate;
+/// A proxy of ours that holds events for a known time.
+pub mod delay_proxy;
 /// nginx and HAProxy before the pods.
 pub mod edges;
 /// The machine and what is installed on it.
@@ -18,6 +20,8 @@ pub mod plan;
 pub mod runner;
 /// One file per question.
 pub mod scenario;
+/// Does the instrument find what was put there?
+pub mod selftest;
 /// The stacks a plan runs on.
 pub mod stack;
 
