@@ -208,6 +208,7 @@ async fn attempt(
     }
     let steps = match planned.scenario {
         Scenario::Balance => balance::steps(planned),
+        Scenario::BrokenPod => balance::steps_broken(planned),
         Scenario::Kill => kill::steps(planned),
         _ => Vec::new(),
     };

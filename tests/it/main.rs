@@ -2,6 +2,7 @@
 
 mod architecture;
 mod broker;
+mod compare;
 mod likes;
 mod load;
 mod pod;

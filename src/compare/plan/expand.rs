@@ -315,8 +315,8 @@ impl Planned {
         let people = f64::from(self.viewers + self.likers);
         let around = Duration::from_secs_f64(2.0 + people / 1_000.0);
         let phases = match self.scenario {
-            Scenario::Buffering => Duration::from_secs(7),
-            Scenario::SlowReader => Duration::from_secs(9),
+            Scenario::Buffering => Duration::from_secs(5),
+            Scenario::SlowReader => Duration::from_secs(8),
             _ => self.phases.warmup + self.phases.measure + self.phases.cooldown,
         };
         around + phases

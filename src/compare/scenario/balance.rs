@@ -60,26 +60,35 @@ pub fn judge(run: &mut RunResult) {
     }
 }
 
-/// Figures of a cell in which a pod answers fast and wrongly: whom it attracts, and who notices.
+/// The pod that answers fast and wrongly: [`crate::compare::stack`] breaks the first one.
+const BROKEN: &str = "pod-1";
+
+/// The broken pod is taken away when the window ends, so that every viewer can end on the final value.
+#[must_use]
+pub fn steps_broken(planned: &Planned) -> Vec<Step> {
+    vec![Step { at: planned.phases.measure, fault: Fault::Kill(BROKEN.into()) }]
+}
+
+/// Figures of a cell in which a pod answers fast and wrongly: whom it attracts, and who notices. A pod that refuses says
+/// so in its counters; one that answers 200 and ends is known by the name its answers carried.
 pub fn judge_broken(run: &mut RunResult, broken_admin: &str) {
     let answered = |admin: Option<&str>| -> f64 {
         let pods = run.header.pods.iter().filter(|pod| admin.is_none_or(|admin| pod.admin_url.contains(admin)));
         let series = ["pushlab_accepted_total", "pushlab_streams_refused_total", "pushlab_fallback_streams_total"];
         let counters = pods.flat_map(|pod| &pod.other);
-        counters.filter(|(name, _)| series.iter().any(|s| name.starts_with(s))).map(|(_, value)| value).sum()
+        counters.filter(|(name, _)| series.iter().any(|s| name.starts_with(s))).fold(0.0, |sum, (_, value)| sum + value)
     };
-    let (attracted, all) = (answered(Some(broken_admin)), answered(None));
-    let sessions = count(run.header.sessions.len());
-    let failed = count(run.header.sessions.iter().filter(|session| session.joined_us.is_none()).count());
+    let end = u32::try_from(run.header.measure_end_us).unwrap_or(u32::MAX);
+    let tried = || run.header.sessions.iter().filter(|session| session.attempted_us < end);
+    let (all, failed) = (count(tried().count()), count(tried().filter(|session| session.joined_us.is_none()).count()));
+    let named = count(tried().filter(|session| session.pod.as_deref() == Some(BROKEN)).count());
+    let by_counters = answered(Some(broken_admin));
+    let share = if by_counters > 0.0 { by_counters / answered(None) } else { named / all.max(1.0) };
     if let Some(observed) = &mut run.header.observed {
-        if all > 0.0 {
-            observed.figures.insert("answered_by_broken_pod".into(), attracted / all);
-        }
-        if sessions > 0.0 {
-            observed.figures.insert("attempts_that_failed".into(), failed / sessions);
-        }
+        observed.figures.insert("answered_by_broken_pod".into(), share);
+        observed.figures.insert("attempts_that_failed".into(), failed / all.max(1.0));
     }
-    if attracted <= 0.0 {
+    if share <= 0.0 {
         run.header.generator.problems.push("the fault did not fire: nobody reached the broken pod".into());
     }
 }

@@ -32,6 +32,12 @@ struct Seen {
     ended: u64,
 }
 
+impl Seen {
+    fn complete(&self) -> bool {
+        self.arrivals.iter().any(|(_, update)| update.version().0 == u64::from(LIKES))
+    }
+}
+
 /// Runs one row.
 ///
 /// # Errors
@@ -74,7 +80,7 @@ pub async fn run(stack: &Stack, deployment: &Deployment, planned: &Planned) -> a
     run.header.posts = PostId::new(post).into_iter().collect();
     run.header.initial = vec![(0, 0)];
     run.header.finals = vec![(LIKES.into(), LIKES.into())];
-    run.header.converged = seen.arrivals.iter().any(|(_, update)| update.version().0 == u64::from(LIKES));
+    run.header.converged = seen.complete();
     let early = run.arrivals.at_us.iter().filter(|at| **at & SNAPSHOT == 0 && **at < liked).count();
     let figures = [("events_before_the_end".to_owned(), f64::from(u32::try_from(early)?) / f64::from(LIKES))];
     run.header.observed = Some(Observed { figures: figures.into(), ..Observed::default() });
@@ -156,11 +162,13 @@ fn header(
     at: impl Fn(u64) -> u32,
 ) -> Header {
     let first = seen.arrivals.first();
+    let whole = seen.complete();
     let session = Session {
         joined_us: first.map(|(when, _)| at(*when)),
         joined_version: first.map_or(0, |(_, update)| update.version().0),
-        ended_us: Some(at(seen.ended)),
-        reason: Some("eof".into()),
+        // The pod ended the stream by plan; who has everything by then is counted as there.
+        ended_us: (!whole).then(|| at(seen.ended)),
+        reason: (!whole).then(|| "eof".into()),
         pod: seen.pod.clone(),
         ..Session::default()
     };

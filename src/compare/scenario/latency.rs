@@ -16,7 +16,7 @@ use crate::compare::plan::{Planned, Scenario, Schedule};
 use crate::compare::stack::guardian::Spawn;
 use crate::compare::stack::{Cpus, Deployment, HEARTBEAT, Stack};
 use crate::domain::unix_micros;
-use crate::result::{Marker, Observed, RunResult, file};
+use crate::result::{Marker, Observed, PodCounters, RunResult, file};
 
 /// A phase the generator has reached.
 #[derive(Debug, Deserialize)]
@@ -46,6 +46,7 @@ pub async fn run(
     let mut load = stack.guardian.spawn(spawn).await?;
     let (mut observed, mut steps) = (Observed::default(), VecDeque::from(steps));
     let (mut window, mut begun) = (None, None::<Instant>);
+    let mut last_words: Vec<PodCounters> = Vec::new();
     // Inputs: the generator's phase lines, the next step's moment, shutdown.
     loop {
         let next = begun.and_then(|begun| Some(begun + steps.front()?.at));
@@ -66,6 +67,11 @@ pub async fn run(
             }
             () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
                 let Some(step) = steps.pop_front() else { continue };
+                if let Fault::Kill(name) | Fault::Restart(name) = &step.fault {
+                    for pod in deployment.pods.iter().filter(|pod| pod.name == *name) {
+                        last_words.push(counters(&pod.admin).await);
+                    }
+                }
                 let at_us = unix_micros();
                 let label = step.fault.inject(stack, deployment, planned).await.context("the fault could not be done")?;
                 if let (Fault::AddPod | Fault::Restart(_), Some(pod)) = (&step.fault, deployment.pods.last()) {
@@ -89,6 +95,12 @@ pub async fn run(
     let mut run = file::read(&out)?;
     for pod in deployment.pods.iter().filter(|pod| !before.contains(pod)) {
         run.header.pods.push(counters(&pod.admin).await);
+    }
+    // What a killed pod last said is kept for reading; the ledger knows that it is not all.
+    for last in last_words {
+        if let Some(pod) = run.header.pods.iter_mut().find(|pod| !pod.complete && pod.admin_url == last.admin_url) {
+            pod.other = last.other;
+        }
     }
     let origin = run.header.origin_us;
     observed.connections = gauges.stop(origin);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 use tokio::time::Instant;
 
 use crate::compare::calibrate::create_posts;
@@ -19,9 +19,11 @@ use crate::domain::{LikesChanged, PostId, Version, unix_micros};
 use crate::result::{FORMAT, Header, Observed, RunConfig, RunResult};
 
 /// How long events keep coming.
-const TIME: Duration = Duration::from_secs(6);
-/// Events between two looks at the clock.
-const BURST: u64 = 500;
+const TIME: Duration = Duration::from_secs(8);
+/// Time between two events: slow enough for the pod to write each one, so that what it leaves out it was kept from.
+const STEP: Duration = Duration::from_micros(120);
+/// Receive buffer of the client, so that the kernel's memory is not what is measured.
+const WINDOW: u32 = 8 * 1_024;
 
 /// Runs it.
 ///
@@ -36,7 +38,9 @@ pub async fn run(stack: &Stack, deployment: &Deployment, planned: &Planned) -> a
 
     let base = deployment.base_urls().remove(0);
     let address = base.trim_start_matches("http://");
-    let mut reader = TcpStream::connect(address).await?;
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(WINDOW)?;
+    let mut reader = socket.connect(address.parse().context("the edge's address")?).await?;
     let request = format!("GET /posts/{post}/likes HTTP/1.1\r\nhost: {address}\r\naccept: text/event-stream\r\n\r\n");
     reader.write_all(request.as_bytes()).await?;
     let begun = Instant::now();
@@ -49,19 +53,15 @@ pub async fn run(stack: &Stack, deployment: &Deployment, planned: &Planned) -> a
     let (origin, begun) = (unix_micros(), Instant::now());
     let (mut version, mut look, mut spilled, mut grew) = (0_u64, Duration::ZERO, 0, (0_u64, Duration::ZERO));
     while begun.elapsed() < TIME {
-        for _ in 0..BURST {
-            let prev = Version(version);
-            version += 1;
-            let event = LikesChanged {
-                post_id: post,
-                likes: version,
-                version: Version(version),
-                prev,
-                committed_at: unix_micros(),
-            };
-            broker.publish(post.subject(), serde_json::to_vec(&event)?.into()).await?;
+        let due = begun + STEP * u32::try_from(version)?;
+        while Instant::now() < due {
+            tokio::task::yield_now().await;
         }
-        broker.flush().await?;
+        let prev = Version(version);
+        version += 1;
+        let (likes, newest) = (version, Version(version));
+        let event = LikesChanged { post_id: post, likes, version: newest, prev, committed_at: unix_micros() };
+        broker.publish(post.subject(), serde_json::to_vec(&event)?.into()).await?;
         if begun.elapsed() >= look {
             look += Duration::from_millis(250);
             spilled = spilled.max(deployment.edge.as_ref().map_or(0, |edge| size(&edge.spill())));
