@@ -12,7 +12,7 @@ use super::edges::Edge;
 use super::plan::{Broken, Planned, Scenario};
 use super::scenario::{balance, buffering, kill, latency, no_stickiness, slow_reader};
 use super::stack::{Deployment, Kind, Stack};
-use crate::result::summary::{RunSummary, summarize};
+use crate::result::summary::{RunSummary, Validity, summarize};
 use crate::result::{Observed, RunResult, file};
 
 /// A cell is tried this often; a second failure in a row of three cells ends the plan.
@@ -256,7 +256,7 @@ fn line(planned: &Planned, summary: &RunSummary) -> String {
         let figures = summary.figures.iter().filter(|(name, _)| !name.starts_with("pods_with"));
         parts.extend(figures.map(|(name, value)| format!("{name} {value:.3}")));
     }
-    parts.extend(summary.reasons.first().cloned());
+    parts.extend(summary.reasons.first().filter(|_| summary.validity != Validity::Valid).cloned());
     parts.push(match summary.account.violations.first() {
         None => "ledger closes".into(),
         Some(first) => format!("LEDGER VIOLATION: {first}"),

@@ -65,6 +65,8 @@ enum State {
     },
     Sse {
         chunks: Option<ChunkDecoder>,
+        /// Bytes that follow, when the answer told its length (a stream that ends at once).
+        left: Option<usize>,
         inflate: Option<Box<GzDecoder<Vec<u8>>>>,
         events: sse::Decoder,
     },
@@ -134,8 +136,13 @@ impl Wire {
             return self.feed(&rest, out, on_update);
         }
         match &mut self.state {
-            State::Sse { chunks: None, inflate, events } => read_events(input, inflate, events, &mut on_update),
-            State::Sse { chunks: Some(chunks), inflate, events } => {
+            State::Sse { chunks: None, left, inflate, events } => {
+                let take = left.map_or(input.len(), |left| left.min(input.len()));
+                read_events(&input[..take], inflate, events, &mut on_update)?;
+                *left = left.map(|left| left - take);
+                if *left == Some(0) { Err(Ended { reason: "eof".into(), retry_ms: wish(events) }) } else { Ok(()) }
+            }
+            State::Sse { chunks: Some(chunks), inflate, events, .. } => {
                 while let Some(piece) = chunks.next(&mut input).map_err(|e| Ended::new(format!("error: {e}")))? {
                     read_events(piece, inflate, events, &mut on_update)?;
                 }
@@ -213,6 +220,7 @@ fn begin(head: &Head, next: &mut Next, out: &mut Vec<u8>) -> Result<State, Ended
         }
         Next::Sse => Ok(State::Sse {
             chunks: head.chunked.then(ChunkDecoder::new),
+            left: head.length,
             inflate: head.gzip.then(|| Box::new(GzDecoder::new(Vec::new()))),
             events: sse::Decoder::new(LARGEST),
         }),
@@ -324,6 +332,17 @@ mod tests {
             gzip.flush().unwrap();
             let bytes = std::mem::take(gzip.get_mut());
             assert_eq!(feed(&mut wire, &sse::chunk(&bytes), 9).0, [format!("00000001.{version}")]);
+        }
+    }
+
+    #[test]
+    fn a_stream_that_told_its_length_ends_with_it() {
+        for body in ["", "retry: 652\n\n"] {
+            let head =
+                format!("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: {}\r\n\r\n", body.len());
+            let mut wire = Wire::open(&ask(Transport::Sse, ""), &mut Vec::new());
+            let end = feed(&mut wire, (head + body).as_bytes(), 5).2;
+            assert_eq!(end, Err(Ended { reason: "eof".into(), retry_ms: (!body.is_empty()).then_some(652) }));
         }
     }
 

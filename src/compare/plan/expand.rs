@@ -316,6 +316,10 @@ impl Planned {
         let around = Duration::from_secs_f64(2.0 + people / 1_000.0);
         let phases = match self.scenario {
             Scenario::Buffering => Duration::from_secs(5),
+            // Viewers that are attracted by the broken pod do not join: the generator waits for them in vain, twice.
+            Scenario::BrokenPod => {
+                Duration::from_secs(25) + self.phases.warmup + self.phases.measure + self.phases.cooldown
+            }
             Scenario::SlowReader => Duration::from_secs(8),
             _ => self.phases.warmup + self.phases.measure + self.phases.cooldown,
         };

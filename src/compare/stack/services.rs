@@ -266,7 +266,11 @@ async fn install_database(program: &Path, data: &Path) -> anyhow::Result<()> {
     let done =
         command.stdin(std::process::Stdio::null()).stdout(out.try_clone()?).stderr(out).kill_on_drop(true).status();
     if !done.await?.success() {
-        bail!("the database could not be made in {}; {}", data.display(), log_tail(&log));
+        // The end of this log is advice; what went wrong is in its lines of errors.
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        let errors: Vec<_> = text.lines().filter(|line| line.contains("rror")).take(8).collect();
+        let why = if errors.is_empty() { log_tail(&log) } else { errors.join("\n    ") };
+        bail!("the database could not be made in {}: {why}", data.display());
     }
     Ok(())
 }
