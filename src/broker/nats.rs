@@ -249,14 +249,15 @@ async fn publish_queued(inner: Arc<Inner>) {
             return;
         }
         inner.counters.published.fetch_add(1, Ordering::Relaxed);
-        if recent.len() >= inner.options.overflow {
+        if recent.len() >= inner.options.overflow && !recent.contains_key(&event.post_id) {
             recent.retain(|_, (at, _)| at.elapsed() < keep);
-        }
-        if recent.len() < inner.options.overflow {
-            let newest = recent.entry(event.post_id).or_insert((Instant::now(), event));
-            if newest.1.version <= event.version {
-                *newest = (Instant::now(), event);
+            if recent.len() >= inner.options.overflow {
+                continue;
             }
+        }
+        let newest = recent.entry(event.post_id).or_insert((Instant::now(), event));
+        if newest.1.version <= event.version {
+            *newest = (Instant::now(), event);
         }
     }
 }

@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use pushlab::broker::{Broker, BrokerOptions, BrokerTarget, LocalBus};
 use pushlab::domain::{LikesChanged, PostId, Version};
 
+use crate::proxy::Proxy;
 use crate::servers::{NatsServer, until};
 
 /// One pod's end of the broker, and what it received.
@@ -74,7 +75,7 @@ async fn a_subscription_is_in_force_on_return_in_process() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_never_blocks_publishing_and_the_newest_arrive_after_it() {
+async fn an_outage_never_blocks_publishing_and_ends_by_itself() {
     let mut server = NatsServer::start();
     let options = BrokerOptions { queue: 100, overflow: 10, ..BrokerOptions::default() };
     let (a, b) = (End::connect(&target(&server), options.clone()).await, End::connect(&target(&server), options).await);
@@ -82,7 +83,6 @@ async fn an_outage_never_blocks_publishing_and_the_newest_arrive_after_it() {
         b.broker.subscribe(post(n)).await.unwrap();
     }
     server.kill();
-    let mut state = b.broker.state();
     until("the loss is noticed", || !b.broker.state().borrow().connected && !a.broker.state().borrow().connected).await;
 
     let started = Instant::now();
@@ -100,13 +100,39 @@ async fn an_outage_never_blocks_publishing_and_the_newest_arrive_after_it() {
     assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
 
     server.start_again();
-    state.wait_for(|s| s.connected && s.missed > 0).await.unwrap();
+    for end in [&a, &b] {
+        end.broker.state().wait_for(|state| state.connected && state.missed > 0).await.unwrap();
+    }
+    a.broker.publish(event(post(1), 1_001));
+    until("events flow again", || b.versions().contains(&1_001)).await;
+    assert_eq!(read(&b.broker.counters().reconnects), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_was_cut_off_alone_sends_the_newest_when_it_is_back() {
+    let server = NatsServer::start();
+    let proxy = Proxy::start(server.port()).await;
+    let through = BrokerTarget::Nats { url: proxy.instead_of(&format!("{}/", server.url())), name: "test".into() };
+    let ping_interval = Duration::from_millis(200);
+    let options = BrokerOptions { queue: 100, overflow: 10, ping_interval, ..BrokerOptions::default() };
+    let (a, b) = (End::connect(&through, options.clone()).await, End::connect(&target(&server), options).await);
+    for n in 1..=10 {
+        b.broker.subscribe(post(n)).await.unwrap();
+    }
+    // What is sent from now on goes into a connection that nothing leaves, and nobody has said so.
+    proxy.freeze();
+    for version in 1..=1_000 {
+        for n in 1..=10 {
+            a.broker.publish(event(post(n), version));
+        }
+    }
     until("the newest of all ten arrive", || {
         let received = b.received.lock().unwrap();
         (1..=10).all(|n| received.iter().any(|e| e.post_id == post(n) && e.version == Version(1_000)))
     })
     .await;
-    assert_eq!(read(&b.broker.counters().reconnects), 1);
+    let reconnects = |end: &End| end.broker.counters().reconnects.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!((reconnects(&a), reconnects(&b)), (1, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

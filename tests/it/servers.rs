@@ -194,6 +194,11 @@ impl NatsServer {
         wait_for_port(self.port, &self.folder);
     }
 
+    /// Where it listens.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Where it is.
     pub(crate) fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
