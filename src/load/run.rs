@@ -71,6 +71,7 @@ async fn measure(config: &Config) -> anyhow::Result<RunResult> {
         (u64::from(config.viewers) * if config.population_mean.is_some() { 3 } else { 1 }).min(plan.len() as u64);
     limits::allow_files(at_once + u64::from(config.slow_readers) + u64::from(config.likers) + 100)?;
     limits::pin(&config.cpus)?;
+    let awake = limits::Awake::start(&config.cpus);
 
     let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;
     let base = &config.base_url[0];
@@ -107,11 +108,14 @@ async fn measure(config: &Config) -> anyhow::Result<RunResult> {
     let stop = StopOnDrop(Arc::new(AtomicBool::new(false)));
     let pacing = std::thread::Builder::new().name("pacer".into()).spawn({
         let (clock, stop, submit) = (shared.clock, Arc::clone(&stop.0), likers.submitter());
-        move || pacer::run(&clock, start, &due, &stop, submit)
+        move || {
+            limits::prompt();
+            pacer::run(&clock, start, &due, &stop, submit);
+        }
     });
     let pacing = pacing.context("cannot start the pacer's thread")?;
 
-    let mut health = phases(start, ends, &shared, &viewers, &likers, &display).await?;
+    let mut health = phases(start, ends, &shared, (&viewers, &likers), &awake, &display).await?;
     viewers.settle();
     pacing.join().ok().context("the pacer panicked")?;
     let patience = if config.idempotent { config.converge.max(config.like_timeout) } else { config.like_timeout };
@@ -228,8 +232,8 @@ async fn phases(
     start: u32,
     ends: [u32; 3],
     shared: &Shared,
-    viewers: &Viewers,
-    likers: &Likers,
+    (viewers, likers): (&Viewers, &Likers),
+    awake: &limits::Awake,
     display: &Display,
 ) -> anyhow::Result<GeneratorHealth> {
     let mut health = GeneratorHealth::default();
@@ -252,8 +256,11 @@ async fn phases(
             continue;
         }
         match phase {
-            "measure" => cpu = limits::cpu_seconds(),
-            "cooldown" => health.cpu_s = limits::cpu_seconds() - cpu,
+            "measure" => (cpu, health.awake_s) = (limits::cpu_seconds(), awake.seconds()),
+            "cooldown" => {
+                health.awake_s = awake.seconds() - health.awake_s;
+                health.cpu_s = (limits::cpu_seconds() - cpu - health.awake_s).max(0.0);
+            }
             "" if at == middle => {
                 health.viewer_connections = shared.open.load(Ordering::Relaxed);
                 health.liker_connections = shared.likers.load(Ordering::Relaxed);

@@ -272,6 +272,9 @@ pub struct GeneratorHealth {
     pub cpu_s: f64,
     /// See `cpu_s`.
     pub window_s: f64,
+    /// CPU seconds in the window that kept the generator's cores awake at the lowest priority; not in `cpu_s`.
+    #[serde(default)]
+    pub awake_s: f64,
     /// Threads × window: share = `cpu_s` / `window_s` / cores given.
     pub cores: f64,
     /// Kernel stamps were had (else user-space stamps, and the report says so).

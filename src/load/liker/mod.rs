@@ -15,6 +15,7 @@ use anyhow::Context;
 use hdrhistogram::Histogram;
 use mio::{Events, Poll, Token, Waker};
 
+use super::limits;
 use super::pacer::Due;
 use super::recorder::Shared;
 use super::socket::StampedReader;
@@ -88,7 +89,10 @@ impl Likers {
         let (stop, stopped) = channel();
         let thread = std::thread::Builder::new().name("likers".into()).spawn({
             let pool = Arc::clone(&pool);
-            move || run(poll, &pool, &stopped)
+            move || {
+                limits::prompt();
+                run(poll, &pool, &stopped)
+            }
         });
         let thread = thread.context("cannot start a thread for likers")?;
         Ok(Self { pool, stop, waker, thread })

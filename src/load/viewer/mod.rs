@@ -19,6 +19,7 @@ use mio::Waker;
 
 pub(super) use population::{Visit, visits};
 
+use super::limits;
 use super::recorder::{Recorder, Shared};
 use super::target::Target;
 use crate::domain::{PostId, Transport};
@@ -98,7 +99,11 @@ impl Viewers {
             let reader = Reader::new(options, share, recorder, Arc::clone(shared), receiver)?;
             let waker = reader.waker();
             let thread = std::thread::Builder::new().name(format!("viewers-{i}"));
-            let thread = thread.spawn(move || reader.run()).context("cannot start a thread for viewers")?;
+            let thread = thread.spawn(move || {
+                limits::prompt();
+                reader.run()
+            });
+            let thread = thread.context("cannot start a thread for viewers")?;
             started.push((sender, waker, thread));
         }
         Ok(Self { threads: started })
