@@ -363,8 +363,10 @@ const fn supported(likes: u64) -> (usize, &'static str) {
     }
 }
 
-/// Largest share of a window's versions that may be left out before its latencies say nothing about the transport.
-const SATURATION: f64 = 0.01;
+/// Largest share of a window's versions that may be conflated before its latencies say nothing about the transport. With
+/// Poisson likes a server at half of its capacity is still busy with one in about a quarter of the cases in which the next
+/// comes, so some conflation is no sign of overload; latency is compared up to that half only.
+const SATURATION: f64 = 0.25;
 
 fn judge(run: &RunResult, median_us: f64, summary: &mut RunSummary) {
     let generator = &run.header.generator;
@@ -480,16 +482,16 @@ mod tests {
     fn saturation_is_told_by_what_is_left_out() {
         let mut run = good();
         let keep: Vec<_> = (0..run.arrivals.version.len())
-            .filter(|i| !matches!(run.arrivals.version[*i], 200..=210) || run.arrivals.session[*i] > 0)
+            .filter(|i| !matches!(run.arrivals.version[*i], 201..=360) || run.arrivals.session[*i] > 0)
             .collect();
         for column in [&mut run.arrivals.session, &mut run.arrivals.version, &mut run.arrivals.at_us] {
             *column = keep.iter().map(|i| column[*i]).collect();
         }
-        run.header.pods[0].conflated += 11;
+        run.header.pods[0].conflated += 160;
         let s = summarize("saturated", &run);
         assert_eq!(s.account.violations, Vec::<String>::new());
         assert_eq!(s.validity, Validity::Saturated);
-        close_to(Some(s.conflated_share), 11.0 / 600.0);
+        close_to(Some(s.conflated_share), 160.0 / 600.0);
     }
 
     #[test]
