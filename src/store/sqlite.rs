@@ -8,7 +8,7 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 use sqlx::{ConnectOptions, Connection};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::flights::Flights;
 use super::{Lane, LikeOutcome, LikeRequest, Post, StoreCounters, StoreError, StoreOptions, StoredState};
@@ -58,10 +58,17 @@ impl Sqlite {
         let readers = pool().max_connections(READERS).connect_lazy_with(connect);
         let (flights, counters) = (Flights::default(), StoreCounters::default());
         let store = Self { inner: Arc::new(Inner { writer, readers, options, flights, counters }) };
-        store.migrate().await.map_err(|e| match e {
-            StoreError::Unavailable { cause } => StoreError::Unavailable { cause: format!("{path}: {cause}") },
-            other => other,
-        })?;
+        // Two that switch a new file to WAL at once: SQLite tells one of them "busy" without the wait it was asked for.
+        let deadline = Instant::now() + store.options().startup_timeout;
+        loop {
+            match store.migrate().await {
+                Err(StoreError::Contended) if Instant::now() < deadline => sleep(Duration::from_millis(20)).await,
+                Err(StoreError::Unavailable { cause }) => {
+                    return Err(StoreError::Unavailable { cause: format!("{path}: {cause}") });
+                }
+                done => break done?,
+            }
+        }
         Ok(store)
     }
 

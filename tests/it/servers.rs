@@ -78,6 +78,37 @@ fn wait_for_port(port: u16, folder: &Path) {
     }
 }
 
+/// The data folder of a MariaDB that has never run, made once per test process.
+fn empty_data() -> &'static Path {
+    static MADE: OnceLock<(PathBuf, Process)> = OnceLock::new();
+    let (data, _) = MADE.get_or_init(|| {
+        const HINT: &str = "apt-get install mariadb-server";
+        let install = program(&["mariadb-install-db", "mysql_install_db"], "PUSHLAB_MARIADB_INSTALL_DB", HINT);
+        let folder = tempfile::Builder::new().prefix("pushlab-it-data-").tempdir().unwrap().keep();
+        // It does nothing, but its guard removes the folder when this process is gone.
+        let guard = Process::start(&folder, Path::new("sleep"), &["infinity".into()]);
+        let data = folder.join("data");
+        let mut command = Command::new(install);
+        command.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
+        command.args(["--innodb-log-file-size=8M".into(), format!("--datadir={}", data.display())]);
+        if nix::unistd::geteuid().is_root() {
+            command.arg("--user=root");
+        }
+        // Seen to fail once in many runs, with nothing in what it said then: once more, and all it says is shown.
+        let mut said = String::new();
+        for _ in 0..2 {
+            let made = command.output().unwrap();
+            if made.status.success() {
+                return (data, guard);
+            }
+            said = [made.stdout, made.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).join("\n");
+            fs::remove_dir_all(&data).unwrap();
+        }
+        panic!("mariadb-install-db: {said}");
+    });
+    data
+}
+
 /// A MariaDB of the test's own, or the one shared by all tests.
 pub(crate) struct MariaDb {
     process: Option<Process>,
@@ -95,17 +126,9 @@ impl MariaDb {
 
     /// One to be stopped and killed.
     pub(crate) fn start() -> Self {
-        const HINT: &str = "apt-get install mariadb-server";
-        let install = program(&["mariadb-install-db", "mysql_install_db"], "PUSHLAB_MARIADB_INSTALL_DB", HINT);
         let folder = tempfile::Builder::new().prefix("pushlab-it-mariadb-").tempdir().unwrap().keep();
-        let mut command = Command::new(install);
-        command.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
-        command.arg(format!("--datadir={}/data", folder.display()));
-        if nix::unistd::geteuid().is_root() {
-            command.arg("--user=root");
-        }
-        let made = command.output().unwrap();
-        assert!(made.status.success(), "mariadb-install-db: {}", String::from_utf8_lossy(&made.stderr));
+        let copied = Command::new("cp").arg("-r").arg(empty_data()).arg(folder.join("data")).status().unwrap();
+        assert!(copied.success());
         let mut server = Self { process: None, folder, port: free_port(), databases: AtomicU32::new(0) };
         server.start_again();
         server
@@ -125,6 +148,7 @@ impl MariaDb {
             "--skip-name-resolve".into(),
             "--innodb-flush-log-at-trx-commit=1".into(),
             "--innodb-buffer-pool-size=32M".into(),
+            "--innodb-log-file-size=8M".into(),
             "--max-connections=500".into(),
         ];
         if nix::unistd::geteuid().is_root() {
