@@ -324,6 +324,7 @@ fn quantiles(histogram: &Histogram<u64>) -> [f64; 3] {
 
 fn fill_health(health: &mut GeneratorHealth, config: &Config, liked: &Liked, recorders: &[Recorder]) {
     health.schedule_lag_us = quantiles(&liked.lag);
+    health.p90_us[0] = liked.lag.value_at_quantile(0.9) as f64;
     let mut stamp_to_read: Option<Histogram<u64>> = None;
     for recorder in recorders {
         match &mut stamp_to_read {
@@ -333,6 +334,7 @@ fn fill_health(health: &mut GeneratorHealth, config: &Config, liked: &Liked, rec
         }
     }
     health.stamp_to_read_us = stamp_to_read.as_ref().map_or([0.0; 3], quantiles);
+    health.p90_us[1] = stamp_to_read.map_or(0.0, |all| all.value_at_quantile(0.9) as f64);
     health.cores = config.cpus.len().max(1) as f64;
     health.received_bytes = recorders.iter().map(|recorder| recorder.received_bytes).sum();
     health.kernel_stamps = recorders.iter().all(|recorder| recorder.unstamped == 0);

@@ -353,13 +353,14 @@ fn median_and_max(us: &mut [u64]) -> Option<[f64; 2]> {
     Some([us[us.len().checked_sub(1)? / 2] as f64 / 1e3, *us.last()? as f64 / 1e3])
 }
 
-/// The highest of p50, p99 and p99.9 that this many likes can judge the generator by: its place, its name. More lenient
-/// than what is printed (10/(1−q)): one slow like in a hundred already counts.
-const fn supported(likes: u64) -> (usize, &'static str) {
+/// The highest quantile that this many likes carry (10/(1−q), as for everything printed), and its name: p99.9 of sixty
+/// likes would be the slowest of them, and judge the hypervisor instead of the generator.
+const fn supported(likes: u64, p50: f64, p90: f64, p99: f64, p999: f64) -> (f64, &'static str) {
     match likes {
-        1_000.. => (2, "p99.9"),
-        100.. => (1, "p99"),
-        _ => (0, "p50"),
+        10_000.. => (p999, "p99.9"),
+        1_000.. => (p99, "p99"),
+        100.. => (p90, "p90"),
+        _ => (p50, "p50"),
     }
 }
 
@@ -371,14 +372,13 @@ const SATURATION: f64 = 0.25;
 fn judge(run: &RunResult, median_us: f64, summary: &mut RunSummary) {
     let generator = &run.header.generator;
     let mut invalid = generator.problems.clone();
-    // As for every quantile: p99.9 of a few likes would be the slowest of them.
-    let (at, name) = supported(summary.likes_due);
-    let lag = generator.schedule_lag_us[at];
+    let [p50, p99, p999] = generator.schedule_lag_us;
+    let (lag, name) = supported(summary.likes_due, p50, generator.p90_us[0], p99, p999);
     if lag > 1_000.0 {
         invalid.push(format!("the generator was late: schedule lag {name} is {lag:.0} µs, more than 1 ms"));
     }
-    let (at, name) = supported(summary.likes_due.min(999));
-    let read = generator.stamp_to_read_us[at];
+    let [p50, p99, _] = generator.stamp_to_read_us;
+    let (read, name) = supported(summary.likes_due.min(9_999), p50, generator.p90_us[1], p99, p99);
     if median_us > 0.0 && read > median_us / 10.0 {
         invalid.push(format!(
             "the generator was slow to read: stamp to read {name} is {read:.0} µs, more than 10 % of the median of {median_us:.0} µs"
@@ -504,8 +504,8 @@ mod tests {
     #[test]
     fn a_generator_that_was_the_bottleneck_makes_the_run_invalid() {
         let broken: [fn(&mut RunResult); 3] = [
-            |run| run.header.generator.schedule_lag_us = [1_001.0; 3],
-            |run| run.header.generator.stamp_to_read_us = [31.0; 3],
+            |run| run.header.generator.p90_us[0] = 1_001.0,
+            |run| run.header.generator.p90_us[1] = 31.0,
             |run| run.header.generator.problems.push("a clock step".into()),
         ];
         for mutate in broken {

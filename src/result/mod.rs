@@ -268,6 +268,9 @@ pub struct GeneratorHealth {
     pub schedule_lag_us: [f64; 3],
     /// user-space read − kernel stamp, p50/p99/p99.9 in µs.
     pub stamp_to_read_us: [f64; 3],
+    /// Their 90th percentiles: sent − due, read − stamp; what a run of few likes is judged by.
+    #[serde(default)]
+    pub p90_us: [f64; 2],
     /// CPU seconds of the generator within the window, and the window's length.
     pub cpu_s: f64,
     /// See `cpu_s`.
