@@ -70,10 +70,21 @@ pub(super) fn open_files() -> u32 {
     u32::try_from(if size > 0 { size } else { count() }).unwrap_or(u32::MAX)
 }
 
+/// Who comes first on the generator's core.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Rank {
+    /// Arrivals are stamped by the kernel: their reader can wait a little.
+    Viewers = 10,
+    /// Answers likewise.
+    Likers = 20,
+    /// A like that is due cannot.
+    Pacer = 30,
+}
+
 /// Lets the calling thread run as soon as it has work (`SCHED_FIFO`), if the system allows it; else nothing changes, and
 /// the run's own figures tell whether it was late.
-pub(super) fn prompt() {
-    let priority = ThreadPriority::Crossplatform(ThreadPriorityValue::try_from(20u8).expect("20 is below 100"));
+pub(super) fn prompt(rank: Rank) {
+    let priority = ThreadPriority::Crossplatform(ThreadPriorityValue::try_from(rank as u8).expect("below 100"));
     let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
     if let Err(error) = set_thread_priority_and_policy(thread_native_id(), priority, policy) {
         tracing::debug!(?error, "no real-time priority");

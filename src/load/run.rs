@@ -109,7 +109,7 @@ async fn measure(config: &Config) -> anyhow::Result<RunResult> {
     let pacing = std::thread::Builder::new().name("pacer".into()).spawn({
         let (clock, stop, submit) = (shared.clock, Arc::clone(&stop.0), likers.submitter());
         move || {
-            limits::prompt();
+            limits::prompt(limits::Rank::Pacer);
             pacer::run(&clock, start, &due, &stop, submit);
         }
     });

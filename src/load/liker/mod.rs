@@ -90,7 +90,7 @@ impl Likers {
         let thread = std::thread::Builder::new().name("likers".into()).spawn({
             let pool = Arc::clone(&pool);
             move || {
-                limits::prompt();
+                limits::prompt(limits::Rank::Likers);
                 run(poll, &pool, &stopped)
             }
         });

@@ -100,7 +100,7 @@ impl Viewers {
             let waker = reader.waker();
             let thread = std::thread::Builder::new().name(format!("viewers-{i}"));
             let thread = thread.spawn(move || {
-                limits::prompt();
+                limits::prompt(limits::Rank::Viewers);
                 reader.run()
             });
             let thread = thread.context("cannot start a thread for viewers")?;
