@@ -45,6 +45,8 @@ pub(super) async fn run() -> anyhow::Result<ExitCode> {
         .with_state(app.clone());
     let http = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let raw = TcpListener::bind("127.0.0.1:0")?;
+    // All connect before any is accepted: the standard library's backlog of 128 is too short.
+    socket2::SockRef::from(&raw).listen(65_535)?;
     let addresses = Addresses { http: http.local_addr()?, raw: raw.local_addr()? };
     println!("{}", serde_json::to_string(&addresses)?);
     let options = connection::Options { max_connections: 100_000, ..connection::Options::default() };
