@@ -67,7 +67,7 @@ that median (spinning; A passes the same code with 0). A'/A and A/B are adjacent
 made by the report's code: validity of each run, ledger, interval, exact sign-flip test, and nothing is claimed that is \
 not larger than what A/A differs by. \
 One rule is set aside unless --strict: a report drops runs whose generator was slow to read (p99) or late to send \
-(p99.9). A run here has 45 likes, which carry no such quantile: it would be the largest of 45. Neither delay is part of \
+(p99.9). A run here has 90 likes, which carry no such quantile: it would be the largest of 45. Neither delay is part of \
 commit → arrival, whose end is the kernel's stamp; how many runs broke that rule is printed. A group with a run that is not VALID is run again, at most as often as there are \
 pairs, and the count is printed; a repetition left without a verdict counts against the instrument.
 
@@ -190,7 +190,7 @@ impl Lab<'_> {
     }
 }
 
-/// The health of a generator that made a run INVALID, without the two quantiles that 45 likes do not carry. None where
+/// The health of a generator that made a run INVALID, without the two quantiles that 90 likes do not carry. None where
 /// the run is not INVALID, or the reader's delay is part of the figure because the kernel gave no stamps.
 fn without_quantiles(summary: &RunSummary, health: &GeneratorHealth) -> Option<GeneratorHealth> {
     let judged = summary.validity == Validity::Invalid && health.kernel_stamps;
