@@ -32,7 +32,7 @@ pub fn rows(kind: Kind, cpus: &Cpus, cells: &[Planned]) -> Vec<ParityRow> {
             "--heartbeat",
             "SSE: a comment; STOMP: an end-of-line; the client sends none over SSE",
         ),
-        told("silence a viewer bears", "load --heartbeat", "two periods, then it reconnects"),
+        told("heartbeat a viewer expects", "load --heartbeat", "after two silent periods it reconnects"),
         told("X-Accel-Buffering", "--accel-buffering", "means nothing to a WebSocket"),
         told("maximum age of a stream", "--max-age", ""),
         same("mailbox and flush", "newest per post, no window", "one engine writes both"),
