@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pushlab::proto::sse::{ChunkDecoder, Decoder, parse_last_event_id};
+use pushlab_fuzz::proto::sse::{ChunkDecoder, Decoder, parse_last_event_id};
 
 fuzz_target!(|data: &[u8]| {
     let (mut chunks, mut input) = (ChunkDecoder::new(), data);

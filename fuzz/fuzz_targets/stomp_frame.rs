@@ -2,9 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pushlab::proto::stomp::Version;
-use pushlab::proto::stomp::client::Frames;
-use pushlab::proto::stomp::frame::{Decoder, Frame, Item, Limits, encode};
+use pushlab_fuzz::proto::stomp::Version;
+use pushlab_fuzz::proto::stomp::client::Frames;
+use pushlab_fuzz::proto::stomp::frame::{Decoder, Frame, Item, Limits, encode};
 
 fn read(mut input: &[u8], version: Version, limits: &Limits) -> Vec<Frame> {
     let (mut decoder, mut frames) = (Decoder::new(), Vec::new());

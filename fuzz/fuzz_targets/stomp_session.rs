@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use pushlab::proto::stomp::session::{Action, Options, Outcome, Session};
+use pushlab_fuzz::proto::stomp::session::{Action, Options, Outcome, Session};
 
 fuzz_target!(|data: &[u8]| {
     let mut session = Session::new(Arc::new(Options::default()));

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pushlab::proto::ws::{Decoder, Limits, Role};
+use pushlab_fuzz::proto::ws::{Decoder, Limits, Role};
 
 fuzz_target!(|data: &[u8]| {
     let limits = Limits { frame: 200, message: 300, fragments: 4 };
