@@ -18,6 +18,9 @@ use crate::result::{Observed, RunResult, file};
 /// A cell is tried this often; a second failure in a row of three cells ends the plan.
 const TRIES: u32 = 2;
 
+/// A cell in no pair whose run was INVALID is run again, this often in all; a pair's members must stay neighbours in time.
+const VALID_TRIES: usize = 3;
+
 /// What became of the plan.
 #[derive(Debug, Default)]
 pub struct Outcome {
@@ -142,12 +145,18 @@ pub async fn run(
             outcome.kept += 1;
             continue;
         }
-        let mut tried = 0;
+        let (mut tried, mut invalid) = (0, Vec::new());
         loop {
             tried += 1;
             let begun = Instant::now();
-            match cell(stack, planned, folder, capacity, shutdown).await {
-                Ok(summary) => {
+            match cell(stack, planned, folder, capacity, &mut invalid, shutdown).await {
+                Ok(None) => {
+                    let why = invalid.last().map_or("", String::as_str);
+                    println!("{place} {id}: INVALID, once more: {why} ({:.1} s)", begun.elapsed().as_secs_f64());
+                    tried -= 1;
+                    continue;
+                }
+                Ok(Some(summary)) => {
                     println!("{place} {id}: {} ({:.1} s)", line(planned, &summary), begun.elapsed().as_secs_f64());
                     (outcome.ran, row) = (outcome.ran + 1, 0);
                 }
@@ -171,14 +180,16 @@ pub async fn run(
     Ok(outcome)
 }
 
-/// One cell: fresh pods and edge, the run, its figures, the file.
+/// One cell: fresh pods and edge, the run, its figures, the file. None when it is to be tried again, because the run was
+/// `invalid`; a broken ledger is never tried away.
 async fn cell(
     stack: &Stack,
     planned: &Planned,
     folder: &Folder,
     capacity: Option<Capacity>,
+    invalid: &mut Vec<String>,
     shutdown: &CancellationToken,
-) -> anyhow::Result<RunSummary> {
+) -> anyhow::Result<Option<RunSummary>> {
     let mut deployment = stack.deploy(planned).await?;
     let ran = attempt(stack, &mut deployment, planned, folder, shutdown).await;
     stack.end(deployment).await;
@@ -186,9 +197,16 @@ async fn cell(
     run.header.cell = Some(planned.cell.clone());
     if let Some(cell) = &mut run.header.cell {
         cell.offered_over_capacity = capacity.and_then(|capacity| capacity.share(planned));
+        cell.invalid_before.clone_from(invalid);
     }
-    let name = folder.save(&run)?;
-    Ok(summarize(&name, &run))
+    let summary = summarize("", &run);
+    let again = planned.cell.pairs.is_empty() && invalid.len() + 1 < VALID_TRIES;
+    if again && summary.validity == Validity::Invalid && summary.account.violations.is_empty() {
+        invalid.push(summary.reasons.join("; "));
+        return Ok(None);
+    }
+    folder.save(&run)?;
+    Ok(Some(summary))
 }
 
 async fn attempt(

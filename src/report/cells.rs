@@ -258,6 +258,11 @@ impl Group<'_> {
                 1 => format!("{title}: {reason}"),
                 runs => format!("{title} ({runs} runs): {reason}"),
             }));
+            let before =
+                column.all.iter().filter_map(|run| run.summary.cell.as_ref()).flat_map(|cell| &cell.invalid_before);
+            notes.extend(
+                before.map(|reason| format!("{title}: an earlier attempt was INVALID and was run again: {reason}")),
+            );
             let load = column.figure(|s| s.cell.as_ref()?.offered_over_capacity);
             if let Some([load, ..]) = load.filter(|load| load[0] > 0.5 && column.validity == Validity::Valid) {
                 notes.push(format!(

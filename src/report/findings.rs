@@ -18,6 +18,42 @@ pub fn of(question: &str, groups: &[Group<'_>]) -> Vec<String> {
     }
 }
 
+/// The arms' medians of a question that the plan did not pair, one sentence per cell: figures, not a ranking.
+#[must_use]
+pub fn side_by_side(question: &str, groups: &[Group<'_>]) -> Vec<String> {
+    let own = groups.iter().filter(|group| group.question == question && group.columns.len() > 1);
+    own.filter_map(|group| {
+        let cell = group.columns.first()?.all.first()?.summary.cell.as_ref()?;
+        let name = cell.primary_metric.as_str();
+        let columns: Vec<String> = group.columns.iter().filter_map(|column| in_short(column, name)).collect();
+        let title = metric::title(name);
+        (!columns.is_empty()).then(|| format!("{}: {title} {}.", group.title, columns.join(", ")))
+    })
+    .collect()
+}
+
+/// A column's primary metric, or what it is shown instead of one.
+fn in_short(column: &Column<'_>, name: &str) -> Option<String> {
+    let label = &column.label;
+    match column.validity {
+        Validity::Valid => {
+            let [value, ..] = column.figure(|s| metric::value(s, name))?;
+            Some(format!("{label} {}", metric::show(name, value)))
+        }
+        Validity::Invalid => Some(format!("{label} INVALID")),
+        Validity::WriteBound => {
+            let [accepted, ..] = column.figure(|s| Some(s.accepted_rate))?;
+            Some(format!("{label} WRITE-BOUND ({} likes/s accepted)", metric::number(accepted)))
+        }
+        Validity::Saturated => {
+            let [delivered, ..] = column.figure(|s| Some(s.delivered_share))?;
+            let [stale, ..] = column.figure(|s| s.staleness_us.map(|age| age[0]))?;
+            let (delivered, stale) = (metric::percent(delivered), metric::micros(stale));
+            Some(format!("{label} SATURATED ({delivered} of the versions delivered, staleness p50 {stale})"))
+        }
+    }
+}
+
 /// Which edges hold events back until the stream ends.
 fn held_back(cells: &[(&Group<'_>, &Column<'_>)]) -> Vec<String> {
     let (mut held, mut passed) = (Vec::new(), Vec::new());
@@ -101,6 +137,13 @@ mod tests {
         assert!(found[0].contains("held back until the stream ended by: edge buffering-on-1.0 ("), "{found:?}");
         assert!(found[0].contains("edge gzip (") && !found[0].contains("1.1"), "{found:?}");
         assert_eq!(found[1], "Every event came at once through: edge buffering-off-1.1; edge buffering-on-1.1.");
+    }
+
+    #[test]
+    fn arms_that_were_not_paired_still_show_their_figures() {
+        let results = sample::local();
+        let found = side_by_side("Q1", &cells::groups(&results.runs));
+        assert!(found.iter().any(|line| line.contains("commit → arrival p50 SSE+POST")), "{found:?}");
     }
 
     #[test]

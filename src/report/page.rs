@@ -215,7 +215,8 @@ fn remarks(question: &str, verdicts: &[&Verdict], scenarios: &[Scenario], groups
     let figures = scenarios.iter().filter(|scenario| scenario.question == question).flat_map(|s| &s.extremes);
     remarks.extend(figures.cloned());
     if verdicts.is_empty() {
-        let remark = "The plan pairs no runs here: they stand side by side below, without a verdict.";
+        remarks.extend(findings::side_by_side(question, groups));
+        let remark = "No verdict: the plan pairs no runs here. These are medians of single runs, side by side below.";
         remarks.push(remark.into());
     }
     remarks

@@ -137,6 +137,7 @@ fn base(
             pairs: Vec::new(),
             primary_metric: "commit_to_arrival.p50".into(),
             offered_over_capacity: Some((deliveries / 40_000.0).max(rate / 812.0)),
+            invalid_before: Vec::new(),
         }),
         config: RunConfig {
             arm,

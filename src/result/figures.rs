@@ -403,11 +403,14 @@ fn judge(run: &RunResult, median_us: f64, summary: &mut RunSummary) {
     let left_out = summary.conflated_share;
     (summary.validity, summary.reasons) = if !invalid.is_empty() {
         (Validity::Invalid, invalid)
+    } else if left_out > SATURATION {
+        // Fan-out that takes every core starves the write path too: the cause comes first, what follows from it after.
+        let percent = left_out * 100.0;
+        let mut saturated = vec![format!("{percent:.1} % of the versions were left out: more was offered than fits")];
+        saturated.append(&mut write_bound);
+        (Validity::Saturated, saturated)
     } else if !write_bound.is_empty() {
         (Validity::WriteBound, write_bound)
-    } else if left_out > SATURATION {
-        let percent = left_out * 100.0;
-        (Validity::Saturated, vec![format!("{percent:.1} % of the versions were left out: more was offered than fits")])
     } else {
         (Validity::Valid, Vec::new())
     };
@@ -495,6 +498,17 @@ mod tests {
         assert_eq!(s.account.violations, Vec::<String>::new());
         assert_eq!(s.validity, Validity::Saturated);
         close_to(Some(s.conflated_share), 171.0 / 600.0);
+    }
+
+    #[test]
+    fn a_saturated_fan_out_that_also_starves_the_writes_is_saturated() {
+        let mut run = good();
+        let mut s = RunSummary { conflated_share: 0.9, likes_due: 200, accepted_rate: 50.0, ..RunSummary::default() };
+        judge(&run, 0.0, &mut s);
+        assert_eq!((s.validity, s.reasons.len()), (Validity::Saturated, 2));
+        run.header.generator.problems.push("a clock step".into());
+        judge(&run, 0.0, &mut s);
+        assert_eq!(s.validity, Validity::Invalid);
     }
 
     #[test]

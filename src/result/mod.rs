@@ -92,6 +92,9 @@ pub struct Cell {
     pub primary_metric: String,
     /// Offered ÷ capacity measured here before the cell ran; none where it was not calibrated.
     pub offered_over_capacity: Option<f64>,
+    /// Why earlier attempts at this cell were INVALID, one sentence each; only cells in no pair are tried again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub invalid_before: Vec<String>,
 }
 
 /// Membership in a pair: two adjacent runs that differ in one factor.
