@@ -8,6 +8,7 @@ use pushlab::{compare, doctor, hub, load, probe, report, serve, shutdown};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    serve::tls::provide();
     // A thread hands its cores on to those it starts, so this comes before the runtime.
     let pinned = match &cli.command {
         Command::Serve(config) => config.cpus.as_ref().map_or(Ok(()), serve::pin),

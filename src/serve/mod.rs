@@ -39,6 +39,8 @@ mod router;
 mod sse;
 /// The WebSocket handshake of STOMP.
 mod stomp;
+/// TLS where no edge ends it.
+pub mod tls;
 /// Join and repair.
 pub mod watch;
 /// The two transports as the engine sees them.

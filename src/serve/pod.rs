@@ -42,6 +42,7 @@ pub struct Pod {
 /// # Errors
 /// One line for the user: what is wrong and what to do.
 pub async fn build(config: &Config) -> anyhow::Result<Vec<Pod>> {
+    super::tls::provide();
     let ports = (0..config.pods.get()).map(|index| Ok((numbered(&config.pod_name, index), bind(config, index)?)));
     let ports: Vec<_> = ports.collect::<anyhow::Result<_>>()?;
     let options = StoreOptions { startup_timeout: PATIENCE, ..StoreOptions::default() };
