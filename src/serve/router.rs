@@ -22,6 +22,7 @@ pub(super) fn public(app: &Arc<App>) -> Router {
     let routes = Router::new()
         // For people.
         .route("/", get(page::show))
+        .route("/page/{file}", get(page::file))
         // Posts and likes.
         .route("/posts", post(api::create_post))
         .route("/posts/{id}", get(api::post))

@@ -1,0 +1,148 @@
+// The page at /: one post, its likes pushed over SSE and over STOMP side by side.
+
+import { keep, overSse, overStomp, silence } from "./live.js";
+import { panel, wallClock } from "./panel.js";
+
+const HEARTBEAT_MS = Number(document.documentElement.dataset.heartbeatMs);
+const ANNOUNCE_MS = 4000;                            // a screen reader hears of changes at most this often
+const post = new URLSearchParams(location.search).get("post");
+const at = id => document.getElementById(id);
+let token = "";                                      // of this tab, never stored
+
+/** fetch with the token, and what it answered: `{status, body, pod, wait}`. */
+async function ask(method, path, headers = {}, body) {
+  const answer = await fetch(path, { method, body, headers: { ...headers, ...(token && { Authorization: `Bearer ${token}` }) } });
+  const text = await answer.text();
+  let parsed;
+  try { parsed = JSON.parse(text); } catch { parsed = { title: answer.statusText || "no words", detail: "the answer is not the pod's" }; }
+  return { status: answer.status, body: parsed, pod: answer.headers.get("x-pushlab-pod"), wait: answer.headers.get("retry-after") };
+}
+
+/** A problem (RFC 9457) in words. */
+const problem = ({ status, body, wait }) => `${status} ${body.title}: ${body.detail}${wait ? ` (again in ${wait} s)` : ""}`;
+
+function say(text, bad = false, type) {
+  const said = at("said");
+  said.textContent = text;
+  said.classList.toggle("bad", bad);
+  if (bad && type?.startsWith("/problems/")) {
+    const link = document.createElement("a");
+    link.href = type;
+    link.textContent = "what to do";
+    said.append(" ", link);
+  }
+}
+
+function trouble(text) {
+  at("trouble").textContent = text;
+  at("trouble").hidden = false;
+}
+
+function signInIf(answer) {
+  if (answer.status === 401) at("auth").open = true;
+}
+
+// Single-use, so one for each attempt; a page without a token relies on the cookie, or on nothing.
+async function ticket() {
+  if (!token) return null;
+  const answer = await ask("POST", "/tickets");
+  if (answer.status >= 300) throw new Error(problem(answer));
+  return answer.body.ticket;
+}
+
+function watch() {
+  const path = `/posts/${post}/likes`;
+  const sides = { SSE: panel("sse"), STOMP: panel("stomp") };
+  const stomp = overStomp(post, HEARTBEAT_MS, () => token, sides.STOMP.show);
+  let heard = "", due = 0, timer = null;
+  const announce = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      due = performance.now() + ANNOUNCE_MS;
+      const { SSE, STOMP } = sides;
+      const text = SSE.likes === STOMP.likes ? `${SSE.likes ?? "no"} likes` : `SSE ${SSE.likes ?? "none"}, STOMP ${STOMP.likes ?? "none"}`;
+      const lost = Object.keys(sides).filter(name => sides[name].lost).map(name => `${name} is reconnecting`);
+      const words = [text, ...lost].join(". ");
+      if (words !== heard) at("announce").textContent = heard = words;
+    }, Math.max(300, due - performance.now()));
+  };
+  const start = (name, connect) => {
+    const side = sides[name], show = side.show;
+    return keep(connect, silence(HEARTBEAT_MS), async event => {
+      side.tell(event);
+      side.lost = event.state === "waiting";
+      announce();
+      if (!event.refused) return;
+      // Neither an EventSource nor a WebSocket says why it was refused; the same pod's answer to a plain request may.
+      try {
+        const answer = await ask("GET", path);
+        signInIf(answer);
+        if (answer.status >= 400) side.because(problem(answer));
+      } catch { side.because("the server cannot be reached"); }
+    });
+  };
+  const keepers = [start("SSE", overSse(post, ticket, sides.SSE.show)), start("STOMP", stomp.connect)];
+  new MutationObserver(announce).observe(document.querySelector(".sides"), { subtree: true, childList: true, characterData: true });
+  addEventListener("online", () => keepers.forEach(keeper => keeper.now()));
+  addEventListener("pageshow", event => { if (event.persisted) keepers.forEach(keeper => keeper.again()); });
+  setInterval(wallClock, 1000);
+
+  // Likes, by the way chosen.
+  const byPost = async what => {
+    // A take-back without a user needs a key: proxies and HTTP libraries repeat DELETE by themselves.
+    const [method, headers] = what === "like" ? ["POST", {}] : ["DELETE", { "idempotency-key": `"${crypto.getRandomValues(new Uint32Array(4)).join("-")}"` }];
+    try { return { name: method, ...await ask(method, path, headers) }; } catch { return { name: method, unknown: "no answer came" }; }
+  };
+  const bySend = async what => ({ name: "SEND", ...await stomp.send(what) });
+  const change = async what => {
+    const answer = await (document.querySelector("[name=by]:checked").value === "send" ? bySend : byPost)(what);
+    if (answer.offline) return say("SEND: STOMP is not connected; nothing was sent", true);
+    if (answer.unknown) return say(`${answer.name}: ${answer.unknown}; it is not known whether it was counted`, true);
+    signInIf(answer);
+    const { status, body } = answer;
+    if (status >= 300) return say(`${answer.name}: ${problem(answer)}`, true, body.type);
+    say(`${answer.name}: ${body.changed === false ? "nothing changed" : body.pending ? "taken, to be counted" : "counted"}; ${body.likes} likes, version ${body.version}${answer.pod ? `, by ${answer.pod}` : ""}`);
+  };
+  at("like").onclick = () => change("like");
+  at("unlike").onclick = () => change("unlike");
+  at("burst").onclick = () => { for (let i = 0; i < 20; i++) setTimeout(() => change("like"), i * 100); };
+  return keepers;
+}
+
+async function start() {
+  if (!post) {
+    at("choose").hidden = false;
+    at("create").onsubmit = async event => {
+      event.preventDefault();
+      const answer = await ask("POST", "/posts", { "content-type": "application/json" }, JSON.stringify({ title: at("title").value }));
+      signInIf(answer);
+      if (answer.status < 300) location.search = `?post=${answer.body.id}`; else trouble(problem(answer));
+    };
+    return [];
+  }
+  const answer = await ask("GET", `/posts/${encodeURIComponent(post)}`);
+  if (answer.status >= 300) {
+    signInIf(answer);
+    trouble(problem(answer));
+    if (answer.status === 404) at("choose").hidden = false; else setTimeout(begin, 2000 + 2000 * Math.random());
+    return [];
+  }
+  at("trouble").hidden = true;
+  at("post-title").textContent = document.title = answer.body.title || `Post ${post}`;
+  at("post-number").textContent = post;
+  at("post").hidden = false;
+  return watch();
+}
+
+let keepers = [];
+const begin = () => start().then(made => { keepers = made; }, () => {
+  trouble("The server cannot be reached; trying again.");
+  setTimeout(begin, 2000 + 2000 * Math.random());
+});
+at("sign-in").onsubmit = event => {
+  event.preventDefault();
+  token = at("token").value.trim();
+  at("auth").open = false;
+  if (keepers.length) keepers.forEach(keeper => keeper.again()); else begin();
+};
+begin();
