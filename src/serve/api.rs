@@ -7,6 +7,7 @@ use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::app::App;
 use super::error::ApiError;
@@ -18,12 +19,18 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const KEY: &str = "idempotency-key";
 
 /// The answer to a like, over HTTP and (in a reply) over STOMP.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Liked {
+    /// The post.
+    #[schema(value_type = u64, minimum = 1, maximum = 9007199254740991_u64)]
     post_id: PostId,
+    /// Its count after this request.
     likes: u64,
+    /// Its version after this request; no two changes have the same.
+    #[schema(value_type = u64)]
     version: Version,
+    /// Whether this request changed anything: not at zero, not a user's second like.
     changed: bool,
 }
 
@@ -40,12 +47,43 @@ impl Liked {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// A post, without its count.
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Post)]
 struct PostBody {
+    /// Its number.
+    #[schema(value_type = u64, minimum = 1, maximum = 9007199254740991_u64)]
     id: PostId,
+    /// Its title.
+    #[schema(max_length = 200)]
     title: String,
+    /// Unix time in µs.
     created_at: u64,
+}
+
+/// A post to be made.
+#[derive(Debug, Deserialize, ToSchema)]
+struct NewPost {
+    /// At most 200 characters.
+    #[schema(max_length = 200)]
+    title: String,
+}
+
+/// A post's count.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Likes {
+    /// The post.
+    #[schema(value_type = u64, minimum = 1, maximum = 9007199254740991_u64)]
+    post_id: PostId,
+    /// How many.
+    likes: u64,
+    /// Effective likes + effective unlikes.
+    #[schema(value_type = u64)]
+    version: Version,
+    /// Unix time in µs of the last change.
+    changed_at: u64,
 }
 
 impl From<Post> for PostBody {
@@ -54,12 +92,11 @@ impl From<Post> for PostBody {
     }
 }
 
-/// `POST /posts {"title": …}` → 201.
+/// Makes a post.
+#[utoipa::path(post, path = "/posts", tag = "posts", request_body = NewPost, responses(
+    (status = 201, description = "Made", body = PostBody, headers(("Location" = String, description = "Where it is"))),
+))]
 pub(super) async fn create_post(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    #[derive(Deserialize)]
-    struct NewPost {
-        title: String,
-    }
     need(&app, Role::Api)?;
     let (parts, body) = request.into_parts();
     let body = limits::body(body).await?;
@@ -71,7 +108,17 @@ pub(super) async fn create_post(State(app): State<Arc<App>>, request: Request) -
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(PostBody::from(post))).into_response())
 }
 
-/// `GET /posts/{id}`: the post without its count, which is what makes it cacheable.
+/// A post without its count, which is what makes it cacheable.
+#[utoipa::path(get, path = "/posts/{id}", tag = "posts",
+    params(
+        ("id" = u64, Path, description = "Number of a post", minimum = 1, maximum = 9007199254740991_u64),
+        ("If-None-Match" = Option<String>, Header, description = "An ETag the caller has"),
+    ),
+    responses(
+        (status = 200, description = "The post", body = PostBody, headers(("ETag" = String), ("Cache-Control" = String))),
+        (status = 304, description = "As the caller has it", headers(("ETag" = String))),
+    )
+)]
 pub(super) async fn post(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
@@ -83,7 +130,23 @@ pub(super) async fn post(
     Ok(conditional(&headers, &tag, "public, max-age=60", Json(PostBody::from(post))))
 }
 
-/// `GET /posts/{id}/likes`: the state, or with `Accept: text/event-stream` the stream of its changes.
+/// A post's count; with `Accept: text/event-stream` the stream of its changes.
+///
+/// The stream begins with a snapshot; its events are described in `/asyncapi.json`.
+#[utoipa::path(get, path = "/posts/{id}/likes", tag = "likes",
+    params(
+        ("id" = u64, Path, description = "Number of a post", minimum = 1, maximum = 9007199254740991_u64),
+        ("If-None-Match" = Option<String>, Header, description = "An ETag the caller has"),
+        ("Last-Event-ID" = Option<String>, Header, description = "Streams: the last id the client has; a malformed one counts as none"),
+        ("lastEventId" = Option<String>, Query, description = "Streams: the same, for a first connection"),
+        ("heartbeat" = Option<String>, Query, description = "Streams: `event` asks for heart-beats as named events instead of comments"),
+    ),
+    responses(
+        (status = 200, description = "The count, or the stream", content((Likes = "application/json"), (String = "text/event-stream")),
+            headers(("ETag" = String, description = "`<epoch>.<version>`"), ("Vary" = String))),
+        (status = 304, description = "As the caller has it", headers(("ETag" = String))),
+    )
+)]
 pub(super) async fn likes(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
@@ -98,36 +161,97 @@ pub(super) async fn likes(
     let states = app.store.read(&[id]).await.map_err(|error| app.told(&error, "a read failed"))?;
     let stored = states.first().ok_or(ApiError::UnknownPost)?;
     let tag = format!("\"{}.{}\"", app.epoch, stored.state.version);
-    let body = serde_json::json!({
-        "postId": id, "likes": stored.state.likes, "version": stored.state.version, "changedAt": stored.changed_at,
-    });
+    let (likes, version) = (stored.state.likes, stored.state.version);
+    let body = Likes { post_id: id, likes, version, changed_at: stored.changed_at };
     let mut response = conditional(request.headers(), &tag, "no-cache", Json(body));
     response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept, Origin"));
     Ok(response)
 }
 
-/// `POST` (+1) and `DELETE` (−1) `/posts/{id}/likes`.
+/// One like more.
+#[utoipa::path(post, path = "/posts/{id}/likes", tag = "likes",
+    params(
+        ("id" = u64, Path, description = "Number of a post", minimum = 1, maximum = 9007199254740991_u64),
+        ("Idempotency-Key" = Option<String>, Header, description = "Repeated with the same key within 24 hours, a request counts once; quoted or bare",
+            min_length = 1, max_length = 64, pattern = "^[ -!#-~]+$"),
+    ),
+    responses((status = 200, description = "Counted", body = Liked,
+        headers(("Idempotent-Replayed" = Option<String>, description = "`true`: the answer to an earlier request with this key"))))
+)]
 pub(super) async fn like(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let who = user(&app, request.headers())?.map_or(Who::Anonymous, Who::User);
-    change(&app, &id, who, false, request).await
+    anybody(&app, &id, request).await
 }
 
-/// `PUT` and `DELETE /posts/{id}/likes/me`: a known user's one like.
+/// One like less, never below zero.
+#[utoipa::path(delete, path = "/posts/{id}/likes", tag = "likes",
+    params(
+        ("id" = u64, Path, description = "Number of a post", minimum = 1, maximum = 9007199254740991_u64),
+        ("Idempotency-Key" = String, Header, description = "Repeated with the same key within 24 hours, a request counts once; quoted or bare. Only a known user may leave it out",
+            min_length = 1, max_length = 64, pattern = "^[ -!#-~]+$"),
+    ),
+    responses((status = 200, description = "Counted, or nothing to take back", body = Liked,
+        headers(("Idempotent-Replayed" = Option<String>, description = "`true`: the answer to an earlier request with this key"))))
+)]
+pub(super) async fn unlike(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    anybody(&app, &id, request).await
+}
+
+/// A known user's one like of a post.
+#[utoipa::path(put, path = "/posts/{id}/likes/me", tag = "likes",
+    params(
+        ("id" = u64, Path, description = "Number of a post", minimum = 1, maximum = 9007199254740991_u64),
+        ("Idempotency-Key" = Option<String>, Header, description = "Repeated with the same key within 24 hours, a request counts once; quoted or bare",
+            min_length = 1, max_length = 64, pattern = "^[ -!#-~]+$"),
+    ),
+    responses((status = 200, description = "Counted, or counted before", body = Liked,
+        headers(("Idempotent-Replayed" = Option<String>, description = "`true`: the answer to an earlier request with this key"))))
+)]
 pub(super) async fn like_me(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    known_user(&app, &id, request).await
+}
+
+/// Takes a known user's like back.
+#[utoipa::path(delete, path = "/posts/{id}/likes/me", tag = "likes",
+    params(
+        ("id" = u64, Path, description = "Number of a post", minimum = 1, maximum = 9007199254740991_u64),
+        ("Idempotency-Key" = Option<String>, Header, description = "Repeated with the same key within 24 hours, a request counts once; quoted or bare",
+            min_length = 1, max_length = 64, pattern = "^[ -!#-~]+$"),
+    ),
+    responses((status = 200, description = "Taken back, or there was none", body = Liked,
+        headers(("Idempotent-Replayed" = Option<String>, description = "`true`: the answer to an earlier request with this key"))))
+)]
+pub(super) async fn unlike_me(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    known_user(&app, &id, request).await
+}
+
+async fn anybody(app: &App, id: &str, request: Request) -> Result<Response, ApiError> {
+    let who = user(app, request.headers())?.map_or(Who::Anonymous, Who::User);
+    change(app, id, who, false, request).await
+}
+
+async fn known_user(app: &App, id: &str, request: Request) -> Result<Response, ApiError> {
     let hint = || match &app.config.trust_user_header {
         Some(name) => format!("the header {name} names one"),
         None => "the operator has to start the pod with --trust-user-header".into(),
     };
-    let user = user(&app, request.headers())?.ok_or_else(|| ApiError::UserRequired(hint()))?;
-    change(&app, &id, Who::User(user), true, request).await
+    let user = user(app, request.headers())?.ok_or_else(|| ApiError::UserRequired(hint()))?;
+    change(app, id, Who::User(user), true, request).await
 }
 
 async fn change(app: &App, id: &str, who: Who, once: bool, request: Request) -> Result<Response, ApiError> {

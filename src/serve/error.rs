@@ -88,14 +88,16 @@ pub enum ApiError {
 }
 
 /// The body of RFC 9457.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Problem {
-    /// `/problems/<name>`, relative to the pod.
+    /// `/problems/<name>`, relative to the pod, where it is explained.
     #[serde(rename = "type")]
+    #[schema(format = "uri-reference", pattern = "^/problems/[a-z0-9-]+$")]
     pub kind: String,
     /// The kind in words.
     pub title: &'static str,
     /// The HTTP status, also for a STOMP reply.
+    #[schema(minimum = 400, maximum = 599)]
     pub status: u16,
     /// This case in words; no internals.
     pub detail: String,

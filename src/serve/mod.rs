@@ -29,6 +29,8 @@ mod host;
 pub mod likes;
 /// Bounds on what one caller may ask for.
 pub mod limits;
+/// The interface described: OpenAPI, AsyncAPI, problem types.
+mod openapi;
 /// The page at `/`.
 mod page;
 /// A pod from build to end.

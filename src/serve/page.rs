@@ -9,6 +9,7 @@ use sha1::{Digest as _, Sha1};
 
 use super::app::App;
 use super::error::ApiError;
+use super::openapi;
 
 const PAGE: &str = include_str!("page/page.html");
 
@@ -55,6 +56,7 @@ pub(super) async fn show(State(app): State<Arc<App>>) -> Response {
         (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
         (header::CONTENT_SECURITY_POLICY, POLICY.clone()),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        (header::LINK, openapi::LINKS),
     ];
     (head, html).into_response()
 }

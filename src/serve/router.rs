@@ -13,7 +13,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::app::App;
 use super::error::{ApiError, panicked};
-use super::{api, page, sse, stomp};
+use super::{api, openapi, page, sse, stomp};
 
 const POD: HeaderName = HeaderName::from_static("x-pushlab-pod");
 
@@ -23,11 +23,16 @@ pub(super) fn public(app: &Arc<App>) -> Router {
         // For people.
         .route("/", get(page::show))
         .route("/page/{file}", get(page::file))
+        // What all this is.
+        .route("/openapi.json", get(openapi::openapi))
+        .route("/asyncapi.json", get(openapi::asyncapi))
+        .route("/problems", get(openapi::problems))
+        .route("/problems/{name}", get(openapi::problem))
         // Posts and likes.
         .route("/posts", post(api::create_post))
         .route("/posts/{id}", get(api::post))
-        .route("/posts/{id}/likes", get(api::likes).post(api::like).delete(api::like))
-        .route("/posts/{id}/likes/me", put(api::like_me).delete(api::like_me))
+        .route("/posts/{id}/likes", get(api::likes).post(api::like).delete(api::unlike))
+        .route("/posts/{id}/likes/me", put(api::like_me).delete(api::unlike_me))
         // Streams. The first is also /posts/{id}/likes with Accept: text/event-stream.
         .route("/likes", get(sse::many))
         .route("/stomp", get(stomp::upgrade));

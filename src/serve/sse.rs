@@ -46,7 +46,18 @@ pub(super) async fn one(app: &Arc<App>, id: &str, request: &Parts) -> Result<Res
     stream(app, vec![id.parse()?], request, &wish).await
 }
 
-/// `GET /likes?post=1&post=2…`: several posts on one stream.
+/// Several posts on one stream: `GET /likes?post=1&post=2`.
+///
+/// It begins with a snapshot of each; its events are described in `/asyncapi.json`.
+#[utoipa::path(get, path = "/likes", tag = "likes",
+    params(
+        ("post" = Vec<u64>, Query, description = "Numbers of posts", min_items = 1, max_items = 128),
+        ("Last-Event-ID" = Option<String>, Header, description = "The last id the client has; a malformed one counts as none"),
+        ("lastEventId" = Option<String>, Query, description = "The same, for a first connection"),
+        ("heartbeat" = Option<String>, Query, description = "`event` asks for heart-beats as named events instead of comments"),
+    ),
+    responses((status = 200, description = "The stream", body = String, content_type = "text/event-stream"))
+)]
 pub(super) async fn many(State(app): State<Arc<App>>, request: Parts) -> Result<Response, ApiError> {
     let any = |kind: &str| matches!(kind, "*/*" | "text/*");
     let headers = &request.headers;

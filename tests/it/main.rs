@@ -5,6 +5,7 @@ mod broker;
 mod compare;
 mod likes;
 mod load;
+mod page;
 mod pod;
 mod proxy;
 mod servers;

@@ -47,7 +47,7 @@ impl Drop for Process {
 }
 
 /// The first of these programs that is there.
-fn program(names: &[&str], variable: &str, hint: &str) -> PathBuf {
+pub(crate) fn program(names: &[&str], variable: &str, hint: &str) -> PathBuf {
     let home = std::env::var("HOME").unwrap_or_default();
     let path = std::env::var("PATH").unwrap_or_default();
     let folders = path.split(':').map(str::to_owned).chain(

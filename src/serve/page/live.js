@@ -22,7 +22,7 @@ export function keep(connect, quiet, tell) {
     const mine = link = {
       alive(ms = quiet) {
         clearTimeout(dog);
-        if (!over && ms) dog = setTimeout(() => mine.lost(opened === null ? "no answer" : "silent"), ms);
+        if (!over && ms) dog = setTimeout(() => mine.lost(opened === null ? "no answer" : "silence"), ms);
       },
       opened() {
         if (over) return;
@@ -49,10 +49,11 @@ export function keep(connect, quiet, tell) {
         waiting = setTimeout(open, wait);
       },
       get over() { return over; },
+      get isOpen() { return opened !== null; },
     };
     tell({ state: "connecting" });
     mine.alive(ATTEMPT_MS);
-    Promise.resolve(connect(mine)).then(ender => { end = ender; if (over) end(); }, error => mine.lost(error.message));
+    Promise.resolve(mine).then(connect).then(ender => { end = ender; if (over) end(); }, error => mine.lost(error.message));
   }
   open();
   const now = () => { if (waiting !== null) { clearTimeout(waiting); open(); } };
@@ -87,7 +88,7 @@ export function overSse(post, ticket, show) {
 /** The same over STOMP, with SENDs and their replies. */
 export function overStomp(post, heartbeat, token, show) {
   const waiting = new Map();                         // correlation-id → what its SEND waits for
-  let version = "", socket = null, sent = 0;
+  let version = "", socket = null, quiet, sent = 0;
   const gone = why => {
     socket = null;
     for (const settle of waiting.values()) settle({ unknown: why });
@@ -100,18 +101,19 @@ export function overStomp(post, heartbeat, token, show) {
       "accept-version": "1.2", host: location.hostname, "heart-beat": `${heartbeat},${heartbeat}`,
       ...(token() && { Authorization: `Bearer ${token()}` }),
     }));
-    mine.onclose = event => link.lost(event.reason || "cut off");
+    mine.onclose = event => link.lost(event.reason || (socket === mine ? "cut off" : "refused"));
     const receive = ({ command, headers, body }) => {
       if (command === "CONNECTED") {
-        const { send } = heartBeat(heartbeat, headers["heart-beat"]);
+        const { send, hear } = heartBeat(heartbeat, headers["heart-beat"]);
+        quiet = silence(hear);
         if (send) beat = setInterval(() => mine.send("\n"), send * 0.6);   // well before it is due: timers are late
         mine.send(frame("SUBSCRIBE", { id: "replies", destination: "/user/queue/replies" }));
         mine.send(frame("SUBSCRIBE", {
           id: "likes", destination: `/topic/posts.${post}.likes`, ...(version && { "last-version": version }),
         }));
         socket = mine;
-        link.opened();
       } else if (command === "MESSAGE" && headers.subscription === "likes") {
+        if (!link.isOpen) link.opened();             // as with SSE: once the stream has begun, not the connection
         const [epoch, , number] = headers["message-id"].split(".");
         version = `${epoch}.${number}`;
         show(JSON.parse(body), epoch);
@@ -120,12 +122,13 @@ export function overStomp(post, heartbeat, token, show) {
         waiting.get(headers["correlation-id"])?.({ status: Number(headers.status), body: JSON.parse(body) });
         waiting.delete(headers["correlation-id"]);
       } else if (command === "ERROR") {
-        link.lost(headers.message || "refused");
+        const problem = headers["content-type"] === "application/problem+json" && JSON.parse(body);
+        link.lost(problem ? `${problem.status} ${problem.title}: ${problem.detail}` : headers.message || "refused");
       }
     };
     mine.onmessage = message => {
       if (link.over) return;
-      link.alive(socket === mine ? undefined : ATTEMPT_MS);
+      link.alive(link.isOpen ? quiet : ATTEMPT_MS);
       frames(message.data).forEach(receive);
     };
     return () => {
@@ -141,7 +144,7 @@ export function overStomp(post, heartbeat, token, show) {
     const id = `${what}-${++sent}`;
     waiting.set(id, settle);
     setTimeout(() => { if (waiting.delete(id)) settle({ unknown: "no answer came" }); }, 15000);
-    socket.send(frame("SEND", { destination: `/app/posts.${post}.${what}`, receipt: id, "correlation-id": id }));
+    socket.send(frame("SEND", { destination: `/app/posts.${post}.${what}`, "correlation-id": id }));
   });
   return { connect, send };
 }

@@ -5,13 +5,15 @@ import { panel, wallClock } from "./panel.js";
 
 const HEARTBEAT_MS = Number(document.documentElement.dataset.heartbeatMs);
 const ANNOUNCE_MS = 4000;                            // a screen reader hears of changes at most this often
+const ANSWER_MS = 8000;                              // what has not been answered by then will not be
 const post = new URLSearchParams(location.search).get("post");
 const at = id => document.getElementById(id);
 let token = "";                                      // of this tab, never stored
 
-/** fetch with the token, and what it answered: `{status, body, pod, wait}`. */
+/** fetch with the token, within `ANSWER_MS`, and what it answered: `{status, body, pod, wait}`. */
 async function ask(method, path, headers = {}, body) {
-  const answer = await fetch(path, { method, body, headers: { ...headers, ...(token && { Authorization: `Bearer ${token}` }) } });
+  const signal = AbortSignal.timeout(ANSWER_MS), bearer = token && { Authorization: `Bearer ${token}` };
+  const answer = await fetch(path, { method, body, signal, headers: { ...headers, ...bearer } });
   const text = await answer.text();
   let parsed;
   try { parsed = JSON.parse(text); } catch { parsed = { title: answer.statusText || "no words", detail: "the answer is not the pod's" }; }
@@ -56,8 +58,8 @@ function watch() {
   const stomp = overStomp(post, HEARTBEAT_MS, () => token, sides.STOMP.show);
   let heard = "", due = 0, timer = null;
   const announce = () => {
-    clearTimeout(timer);
-    timer = setTimeout(() => {
+    timer ??= setTimeout(() => {
+      timer = null;
       due = performance.now() + ANNOUNCE_MS;
       const { SSE, STOMP } = sides;
       const text = SSE.likes === STOMP.likes ? `${SSE.likes ?? "no"} likes` : `SSE ${SSE.likes ?? "none"}, STOMP ${STOMP.likes ?? "none"}`;
@@ -67,25 +69,28 @@ function watch() {
     }, Math.max(300, due - performance.now()));
   };
   const start = (name, connect) => {
-    const side = sides[name], show = side.show;
+    const side = sides[name];
+    let asking = false;
     return keep(connect, silence(HEARTBEAT_MS), async event => {
       side.tell(event);
       side.lost = event.state === "waiting";
       announce();
-      if (!event.refused) return;
-      // Neither an EventSource nor a WebSocket says why it was refused; the same pod's answer to a plain request may.
+      if (!event.refused || asking) return;
+      // Neither an EventSource nor a WebSocket says why it was refused; the answer to a plain request may.
+      asking = true;
       try {
         const answer = await ask("GET", path);
         signInIf(answer);
         if (answer.status >= 400) side.because(problem(answer));
       } catch { side.because("the server cannot be reached"); }
+      asking = false;
     });
   };
   const keepers = [start("SSE", overSse(post, ticket, sides.SSE.show)), start("STOMP", stomp.connect)];
   new MutationObserver(announce).observe(document.querySelector(".sides"), { subtree: true, childList: true, characterData: true });
   addEventListener("online", () => keepers.forEach(keeper => keeper.now()));
   addEventListener("pageshow", event => { if (event.persisted) keepers.forEach(keeper => keeper.again()); });
-  setInterval(wallClock, 1000);
+  wallClock();
 
   // Likes, by the way chosen.
   const byPost = async what => {

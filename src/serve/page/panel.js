@@ -3,13 +3,18 @@
 const KEPT = 60;                                     // latencies in the chart and in the figures
 const STATES = { off: "not started", connecting: "connecting", open: "live", waiting: "reconnecting" };
 
-// The wall clock, finer than whole milliseconds: Date.now() is rounded down, so the largest difference is the truest.
-let base = -Infinity, renewed = 0;
+// The wall clock, finer than the whole milliseconds of Date.now(): read where it ticks, then carried on by the monotonic clock.
+let base = null, renewed = 0;
 export function wallClock() {
-  const at = performance.now(), now = Date.now() - at;
-  if (at - renewed > 30000 || now < base - 50) { base = -Infinity; renewed = at; }
-  base = Math.max(base, now);
-  return base + at;
+  const at = performance.now();
+  if (base === null || at - renewed > 60000 || Math.abs(Date.now() - base - at) > 5) {
+    const before = Date.now();
+    let now = before;
+    while (now === before && performance.now() - at < 5) now = Date.now();
+    renewed = performance.now();
+    base = now - renewed;
+  }
+  return base + performance.now();
 }
 
 const ms = value => value === undefined ? "–" : `${value.toFixed(Math.abs(value) < 100 ? 1 : 0)} ms`;
