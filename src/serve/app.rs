@@ -77,6 +77,8 @@ impl App {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
         let Parts { config, pod, epoch, store, watch, broker, hub } = parts;
         let stomp = session::Options {
+            // The pod's name as the comment, so that a client can show where it hangs.
+            server: format!("pushlab/{} {}", env!("CARGO_PKG_VERSION"), pod.to_str().unwrap_or_default()).into(),
             epoch,
             heartbeat_send: config.heartbeat,
             heartbeat_want: config.heartbeat,

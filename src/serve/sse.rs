@@ -152,7 +152,15 @@ async fn open(app: &Arc<App>, posts: &[PostId], wish: &Wish) -> Result<Response,
         Subscription { post: state.post_id, slot, format: format.clone(), cursor: state.version, first, guard }
     });
     let subscriptions = subscriptions.collect();
-    let take_over = TakeOver::new(app.hub.pick().clone(), Wire::Sse(wire), subscriptions, bytes::Bytes::new());
+    // Whoever sees heart-beats gets the first one at once; it says which pod this is, as an EventSource shows no headers.
+    let hello = match wish.beat {
+        Beat::Comment => bytes::Bytes::new(),
+        Beat::Event => {
+            let pod = serde_json::json!({ "pod": app.pod.to_str().unwrap_or_default() });
+            proto::sse::chunk(format!("event: heartbeat\ndata: {pod}\n\n").as_bytes())
+        }
+    };
+    let take_over = TakeOver::new(app.hub.pick().clone(), Wire::Sse(wire), subscriptions, hello);
     let mut response = head(app, take_over.body());
     response.extensions_mut().insert(take_over);
     Ok(response)

@@ -12,7 +12,7 @@ export const silence = heartbeat => 2 * heartbeat;
 
 /**
  * Keeps one connection. `connect(link)` starts an attempt and returns what ends it; it tells the link `alive`, `opened`, `shown`
- * and `lost`. `tell` hears `{state, why, wait, recovered}`. Returns `now()`, which ends a wait, and `again()`, which starts afresh.
+ * and `lost`. `tell` hears `{state, why, wait, recovered, pod}`. Returns `now()`, which ends a wait, and `again()`, which starts afresh.
  */
 export function keep(connect, quiet, tell) {
   let attempts = 0, noticed = null, waiting = null, link = null;
@@ -30,6 +30,7 @@ export function keep(connect, quiet, tell) {
         mine.alive();
         tell({ state: "open" });
       },
+      on(pod) { if (pod) tell({ state: opened === null ? "connecting" : "open", pod }); },
       shown() {
         if (noticed === null) return;
         const recovered = performance.now() - noticed;
@@ -71,7 +72,10 @@ export function overSse(post, ticket, show) {
     if (link.over) return () => {};
     const source = new EventSource(`/posts/${post}/likes?${query}`);
     source.onopen = () => link.opened();
-    source.addEventListener("heartbeat", () => link.alive());
+    source.addEventListener("heartbeat", event => {
+      link.alive();
+      link.on(JSON.parse(event.data).pod);           // only the first one says it
+    });
     source.onmessage = event => {
       if (link.over) return;
       link.alive();
@@ -111,6 +115,7 @@ export function overStomp(post, heartbeat, token, show) {
         mine.send(frame("SUBSCRIBE", {
           id: "likes", destination: `/topic/posts.${post}.likes`, ...(version && { "last-version": version }),
         }));
+        link.on(headers.server?.split(" ")[1]);
         socket = mine;
       } else if (command === "MESSAGE" && headers.subscription === "likes") {
         if (!link.isOpen) link.opened();             // as with SSE: once the stream has begun, not the connection

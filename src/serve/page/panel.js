@@ -1,6 +1,7 @@
 // One side of the page: its count, its figures, its chart, the state of its connection.
 
 const KEPT = 60;                                     // latencies in the chart and in the figures
+const FLASH_MS = 500, still = matchMedia("(prefers-reduced-motion: reduce)");
 const STATES = { off: "not started", connecting: "connecting", open: "live", waiting: "reconnecting" };
 
 // The wall clock, finer than the whole milliseconds of Date.now(): read where it ticks, then carried on by the monotonic clock.
@@ -27,9 +28,16 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
-/** The charts of all panels have one scale, so that they can be compared. */
+/** The charts of all panels have one scale, so that they can be compared; drawn at most once per frame. */
 const charts = new Set();
+let drawing = false;
 function redraw() {
+  if (drawing) return;
+  drawing = true;
+  requestAnimationFrame(draw);
+}
+function draw() {
+  drawing = false;
   const largest = Math.max(1, ...[...charts].flatMap(chart => chart.values()));
   const step = 10 ** Math.floor(Math.log10(largest));
   const top = [1, 2, 5, 10].map(factor => factor * step).find(candidate => candidate >= largest);
@@ -89,9 +97,11 @@ export function panel(id) {
     fields[name] = element("dd", { "data-field": name }, "–");
     figures.append(element("div", {}, element("dt", {}, label), fields[name]));
   }
+  const place = element("span", { class: "pod muted" });
+  root.querySelector("h2").append(" ", place);
   root.append(state, count, figures, drawn.root, why);
 
-  let version = -1, epoch = null, likes = null, connects = 0, left = 0;
+  let version = -1, epoch = null, likes = null, connects = 0, left = 0, flashed = 0;
   redraw();
   return {
     get likes() { return likes; },
@@ -105,9 +115,10 @@ export function panel(id) {
       count.textContent = likes.toLocaleString("en");
       fields.version.textContent = version;
       fields.left.textContent = left;
-      count.classList.remove("changed");
-      void count.offsetWidth;                        // so that the flash starts again
-      count.classList.add("changed");
+      if (performance.now() - flashed > FLASH_MS && !still.matches) {
+        flashed = performance.now();
+        count.animate([{ color: getComputedStyle(root).borderTopColor }, {}], FLASH_MS);
+      }
       if (update.snapshot) return;
       const latency = wallClock() - update.committedAt / 1000;
       drawn.add(latency);
@@ -115,10 +126,12 @@ export function panel(id) {
       fields.median.textContent = ms(median(drawn.values()));
     },
     /** What the supervisor tells. */
-    tell({ state: now, why: reason, wait, recovered }) {
+    tell({ state: now, why: reason, wait, recovered, pod }) {
       root.dataset.state = now;
       state.textContent = STATES[now];
-      if (recovered !== undefined) {
+      if (pod) {
+        place.textContent = pod;
+      } else if (recovered !== undefined) {
         fields.recovered.textContent = `${(recovered / 1000).toFixed(2)} s`;
         fields.recovered.dataset.ms = recovered.toFixed(0);
       } else if (now === "open") {

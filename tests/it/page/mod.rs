@@ -18,7 +18,7 @@ const PUSHLAB: &str = env!("CARGO_BIN_EXE_pushlab");
 
 /// What there is to see, for conditions and for messages.
 const VIEW: &str = "const side = id => ({ state: document.getElementById(id).dataset.state, lost: Number(document.getElementById(id).dataset.lost ?? 0), \
-    count: document.querySelector(`#${id} .count`)?.textContent, why: document.querySelector(`#${id} .why`)?.textContent, \
+    count: document.querySelector(`#${id} .count`)?.textContent, why: document.querySelector(`#${id} .why`)?.textContent, pod: document.querySelector(`#${id} .pod`)?.textContent, \
     recovered: Number(document.querySelector(`#${id} [data-field=recovered]`)?.dataset.ms ?? -1) }); \
     return { sse: side('sse'), stomp: side('stomp'), said: document.getElementById('said').textContent, \
     bad: document.getElementById('said').classList.contains('bad'), trouble: document.getElementById('trouble').textContent, \
@@ -43,6 +43,7 @@ struct Lab {
 
 impl Lab {
     async fn start(database: &str) -> Self {
+        pushlab::serve::tls::provide();
         let nats = NatsServer::start();
         let guardian = Guardian::start(Path::new(PUSHLAB)).await.unwrap();
         let mut pods = Vec::new();
@@ -123,6 +124,8 @@ impl Lab {
             self.live().await;
             for pod in 0..2 {
                 if self.streams(pod).await == (1, 1) && self.streams(1 - pod).await == (0, 0) {
+                    let (view, name) = (self.view().await, format!("pod-{}", pod + 1));
+                    assert_eq!((&view["sse"]["pod"], &view["stomp"]["pod"]), (&json!(name), &json!(name)));
                     return pod;
                 }
             }

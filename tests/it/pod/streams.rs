@@ -59,11 +59,15 @@ async fn silence_is_broken_by_heart_beats_on_both_transports() {
     let post = pods.post().await;
     let path = format!("/posts/{post}/likes");
     let mut visible = Sse::open(&pods, 0, &format!("{path}?heartbeat=event")).await;
-    visible.next().await;
+    let first = visible.next().await.unwrap();
+    assert_eq!((first.0["event"].as_str(), &first.json()["pod"]), ("heartbeat", &serde_json::json!("pod-1")));
+    visible.json().await;
     assert_eq!(visible.next().await.unwrap().0["event"], "heartbeat");
     let mut stomp = Stomp::socket(pods.addresses[0]).await;
     stomp.send("CONNECT\naccept-version:1.2\nhost:t\nheart-beat:0,1000\n\n\0").await;
-    assert_eq!(stomp.frame().await.header("heart-beat"), "1000,1000");
+    let connected = stomp.frame().await;
+    assert_eq!(connected.header("heart-beat"), "1000,1000");
+    assert!(connected.header("server").ends_with(" pod-1"), "{connected:?}");
     // The comment is one line, so it is the beginning of the next block.
     let mut hidden = Sse::open(&pods, 0, &path).await;
     hidden.next().await;

@@ -71,7 +71,7 @@ impl Session {
         let connected = Writer::new("CONNECTED", version)
             .header("version", version.label())
             .header("heart-beat", &format!("{ours},{our_want}"))
-            .header("server", "pushlab");
+            .header("server", &self.options.server);
         actions.push(Action::Send(connected.end().into()));
         Ok(())
     }

@@ -10,6 +10,8 @@ use crate::proto::stomp::frame::Format;
 /// What all sessions of a pod have in common.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// What CONNECTED says in `server`: a name, a version after `/`, a comment after a space.
+    pub server: Box<str>,
     /// The database's epoch, part of each message-id.
     pub epoch: Epoch,
     /// How often the server offers to send a heart-beat; zero: never.
@@ -31,6 +33,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            server: "pushlab".into(),
             epoch: Epoch(0),
             heartbeat_send: Duration::from_secs(10),
             heartbeat_want: Duration::from_secs(10),
