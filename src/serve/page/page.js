@@ -23,7 +23,28 @@ async function ask(method, path, headers = {}, body) {
 /** A problem (RFC 9457) in words. */
 const problem = ({ status, body, wait }) => `${status} ${body.title}: ${body.detail}${wait ? ` (again in ${wait} s)` : ""}`;
 
+const likes = count => count === 1 ? "1 like" : `${count ?? "no"} likes`;
+
+// One polite voice for everything that changes: seldom enough to be listened to, and only what is new.
+const voice = (() => {
+  const now = {}, told = {};
+  let timer = null, due = 0;
+  const speak = () => {
+    timer = null;
+    due = performance.now() + ANNOUNCE_MS;
+    const fresh = Object.keys(now).filter(kind => now[kind] !== told[kind]);
+    Object.assign(told, now);
+    at("announce").textContent = fresh.map(kind => now[kind]).filter(Boolean).join(". ");
+  };
+  return (kind, text) => {
+    if (now[kind] === text) return;
+    now[kind] = text;
+    timer ??= setTimeout(speak, Math.max(300, due - performance.now()));
+  };
+})();
+
 function say(text, bad = false, type) {
+  voice("said", bad ? text : "");
   const said = at("said");
   said.textContent = text;
   said.classList.toggle("bad", bad);
@@ -55,25 +76,19 @@ async function ticket() {
 function watch() {
   const path = `/posts/${post}/likes`;
   const sides = { SSE: panel("sse"), STOMP: panel("stomp") };
-  const stomp = overStomp(post, HEARTBEAT_MS, () => token, sides.STOMP.show);
-  let heard = "", due = 0, timer = null;
+  const showOn = side => (update, epoch) => { side.show(update, epoch); announce(); };
+  const stomp = overStomp(post, HEARTBEAT_MS, () => token, showOn(sides.STOMP));
   const announce = () => {
-    timer ??= setTimeout(() => {
-      timer = null;
-      due = performance.now() + ANNOUNCE_MS;
-      const { SSE, STOMP } = sides;
-      const text = SSE.likes === STOMP.likes ? `${SSE.likes ?? "no"} likes` : `SSE ${SSE.likes ?? "none"}, STOMP ${STOMP.likes ?? "none"}`;
-      const lost = Object.keys(sides).filter(name => sides[name].lost).map(name => `${name} is reconnecting`);
-      const words = [text, ...lost].join(". ");
-      if (words !== heard) at("announce").textContent = heard = words;
-    }, Math.max(300, due - performance.now()));
+    const { SSE, STOMP } = sides;
+    voice("count", SSE.likes === STOMP.likes ? likes(SSE.likes) : `SSE ${likes(SSE.likes)}, STOMP ${likes(STOMP.likes)}`);
+    for (const name of Object.keys(sides)) voice(name, sides[name].lost ? `${name} is reconnecting` : "");
   };
   const start = (name, connect) => {
     const side = sides[name];
     let asking = false;
     return keep(connect, silence(HEARTBEAT_MS), async event => {
       side.tell(event);
-      side.lost = event.state === "waiting";
+      if (event.state !== "connecting") side.lost = event.state === "waiting";
       announce();
       if (!event.refused || asking) return;
       // Neither an EventSource nor a WebSocket says why it was refused; the answer to a plain request may.
@@ -86,8 +101,7 @@ function watch() {
       asking = false;
     });
   };
-  const keepers = [start("SSE", overSse(post, ticket, sides.SSE.show)), start("STOMP", stomp.connect)];
-  new MutationObserver(announce).observe(document.querySelector(".sides"), { subtree: true, childList: true, characterData: true });
+  const keepers = [start("SSE", overSse(post, ticket, showOn(sides.SSE))), start("STOMP", stomp.connect)];
   addEventListener("online", () => keepers.forEach(keeper => keeper.now()));
   addEventListener("pageshow", event => { if (event.persisted) keepers.forEach(keeper => keeper.again()); });
   wallClock();
@@ -106,7 +120,7 @@ function watch() {
     signInIf(answer);
     const { status, body } = answer;
     if (status >= 300) return say(`${answer.name}: ${problem(answer)}`, true, body.type);
-    say(`${answer.name}: ${body.changed === false ? "nothing changed" : body.pending ? "taken, to be counted" : "counted"}; ${body.likes} likes, version ${body.version}${answer.pod ? `, by ${answer.pod}` : ""}`);
+    say(`${answer.name}: ${body.changed === false ? "nothing changed" : body.pending ? "taken, to be counted" : "counted"}; ${likes(body.likes)}, version ${body.version}${answer.pod ? `, by ${answer.pod}` : ""}`);
   };
   at("like").onclick = () => change("like");
   at("unlike").onclick = () => change("unlike");

@@ -184,7 +184,7 @@ async fn a_like_shows_on_both_sides_whichever_way_it_goes() {
 
     browser.click("#like").await;
     lab.both_show(1).await;
-    lab.said("POST: counted; 1 likes, version 1, by pod-").await;
+    lab.said("POST: counted; 1 like, version 1, by pod-").await;
     browser.click("[name=by][value=send]").await;
     browser.click("#like").await;
     lab.both_show(2).await;
@@ -219,7 +219,7 @@ async fn a_like_shows_on_both_sides_whichever_way_it_goes() {
     // Latencies are shown, and drawn on one scale; a screen reader is told in words.
     lab.until("the chart says what it shows", "[...document.querySelectorAll('.chart svg')].every(svg => \
         /^Latency of the last 5 changes: median -?[0-9.]+ ms/.test(svg.getAttribute('aria-label')))").await;
-    lab.until("the count is announced", "document.getElementById('announce').textContent === '1 likes'").await;
+    lab.until("the count is announced", "document.getElementById('announce').textContent === '1 like'").await;
 
     // The six connections of HTTP/1.1 are shared by all tabs: five of them still leave one for the likes.
     for _ in 0..4 {
