@@ -5,7 +5,7 @@ import { panel, wallClock } from "./panel.js";
 
 const HEARTBEAT_MS = Number(document.documentElement.dataset.heartbeatMs);
 const ANNOUNCE_MS = 4000;                            // a screen reader hears of changes at most this often
-const ANSWER_MS = 8000;                              // what has not been answered by then will not be
+const ANSWER_MS = 12000;                             // what has not been answered by then will not be
 const post = new URLSearchParams(location.search).get("post");
 const at = id => document.getElementById(id);
 let token = "";                                      // of this tab, never stored
@@ -128,15 +128,18 @@ function watch() {
   return keepers;
 }
 
+at("create").onsubmit = async event => {
+  event.preventDefault();
+  try {
+    const answer = await ask("POST", "/posts", { "content-type": "application/json" }, JSON.stringify({ title: at("title").value }));
+    signInIf(answer);
+    if (answer.status < 300) location.search = `?post=${answer.body.id}`; else trouble(problem(answer));
+  } catch { trouble("The server cannot be reached."); }
+};
+
 async function start() {
   if (!post) {
     at("choose").hidden = false;
-    at("create").onsubmit = async event => {
-      event.preventDefault();
-      const answer = await ask("POST", "/posts", { "content-type": "application/json" }, JSON.stringify({ title: at("title").value }));
-      signInIf(answer);
-      if (answer.status < 300) location.search = `?post=${answer.body.id}`; else trouble(problem(answer));
-    };
     return [];
   }
   const answer = await ask("GET", `/posts/${encodeURIComponent(post)}`);
