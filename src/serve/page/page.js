@@ -120,7 +120,9 @@ function watch() {
     signInIf(answer);
     const { status, body } = answer;
     if (status >= 300) return say(`${answer.name}: ${problem(answer)}`, true, body.type);
-    say(`${answer.name}: ${body.changed === false ? "nothing changed" : body.pending ? "taken, to be counted" : "counted"}; ${likes(body.likes)}, version ${body.version}${answer.pod ? `, by ${answer.pod}` : ""}`);
+    const by = answer.pod ? `, by ${answer.pod}` : "";
+    if (body.pending) return say(`${answer.name}: kept; it will be counted${by}`);
+    say(`${answer.name}: ${body.changed === false ? "nothing changed" : "counted"}; ${likes(body.likes)}, version ${body.version}${by}`);
   };
   at("like").onclick = () => change("like");
   at("unlike").onclick = () => change("unlike");

@@ -63,7 +63,8 @@ impl Browser {
     }
 
     async fn command(&self, method: Method, path: &str, body: &Value) -> Value {
-        let mut request = self.http.request(method.clone(), format!("{}/{path}", self.session));
+        let url = if path.is_empty() { self.session.clone() } else { format!("{}/{path}", self.session) };
+        let mut request = self.http.request(method.clone(), url);
         if method == Method::POST {
             request = request.body(body.to_string());
         }
@@ -134,7 +135,7 @@ impl Browser {
         let entries = self.post("se/log", json!({ "type": "browser" })).await;
         let worse = |entry: &&Value| matches!(entry["level"].as_str(), Some("WARNING" | "SEVERE"));
         let texts = entries.as_array().unwrap().iter().filter(worse).map(|entry| entry["message"].as_str().unwrap());
-        let network = ["Failed to load resource", "net::ERR_", "WebSocket connection to"];
+        let network = ["Failed to load resource", "net::ERR_", "WebSocket connection to", "EventSource's response"];
         texts.filter(|text| !network.iter().any(|part| text.contains(part))).map(str::to_owned).collect()
     }
 

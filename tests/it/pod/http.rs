@@ -222,6 +222,25 @@ async fn the_page_and_the_admin_port_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pod_describes_itself() {
+    let pods = TestPods::start(&[]).await;
+    let (_, headers, _) = call(&pods, "GET", "/", &[], "").await;
+    let links = headers["link"].to_str().unwrap();
+    for (path, field) in [("/openapi.json", "openapi"), ("/asyncapi.json", "asyncapi")] {
+        let (status, headers, body) = call(&pods, "GET", path, &[], "").await;
+        assert_eq!((status.as_u16(), &headers["content-type"]), (200, &HeaderValue::from_static("application/json")));
+        assert!(body[field].is_string() && links.contains(&format!("<{path}>; rel=\"service-desc\"")), "{links}");
+    }
+    // The type of a problem leads to its meaning.
+    let (_, _, problem) = call(&pods, "GET", "/posts/7", &[], "").await;
+    let kind = problem["type"].as_str().unwrap();
+    let text = pods.http.get(pods.url(0, kind)).send().await.unwrap().text().await.unwrap();
+    assert!(text.starts_with("unknown-post\n") && text.contains("Status 404."), "{text}");
+    assert_eq!(call(&pods, "GET", "/problems/none", &[], "").await.0, 404);
+    assert!(links.contains("</problems>; rel=\"service-doc\"") && call(&pods, "GET", "/problems", &[], "").await.0 == 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn http2_streams_come_through_the_same_handler() {
     let pods = TestPods::start(&[]).await;
     let post = pods.post().await;
