@@ -77,7 +77,8 @@ fn add_refusals(operation: &mut Operation) {
             .content("application/problem+json", ContentBuilder::new().schema(schema).build());
         if matches!(status, 409 | 429 | 503) {
             let seconds = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1)).build();
-            let header = HeaderBuilder::new().schema(Some(seconds)).description(Some("Seconds, random in a small range"));
+            let header =
+                HeaderBuilder::new().schema(Some(seconds)).description(Some("Seconds, random in a small range"));
             response = response.header("Retry-After", header.build());
         }
         operation.responses.responses.insert(status.to_string(), response.build().into());
@@ -192,13 +193,13 @@ mod tests {
         let (doc, _) = described();
         let like = &doc["paths"]["/posts/{id}/likes"]["post"];
         assert_eq!(like["operationId"], "like");
-        assert_eq!(like["responses"]["200"]["content"]["application/json"]["schema"]["$ref"], "#/components/schemas/Liked");
+        assert_eq!(
+            like["responses"]["200"]["content"]["application/json"]["schema"]["$ref"],
+            "#/components/schemas/Liked"
+        );
         let busy = &like["responses"]["503"];
         assert!(busy["description"].as_str().unwrap().contains("/problems/unavailable"));
-        assert_eq!(
-            busy["content"]["application/problem+json"]["schema"]["$ref"],
-            "#/components/schemas/Problem"
-        );
+        assert_eq!(busy["content"]["application/problem+json"]["schema"]["$ref"], "#/components/schemas/Problem");
         assert!(busy["headers"]["Retry-After"].is_object());
         for (path, methods) in doc["paths"].as_object().unwrap() {
             for (method, operation) in methods.as_object().unwrap() {

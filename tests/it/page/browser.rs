@@ -33,7 +33,8 @@ impl Browser {
         let mut driver = guardian.spawn(spawn).await.unwrap();
         let port = loop {
             let line = tokio::time::timeout(Duration::from_secs(20), driver.lines.recv()).await;
-            let line = line.ok().flatten().unwrap_or_else(|| panic!("chromedriver says no port: {}", driver.log_tail()));
+            let line =
+                line.ok().flatten().unwrap_or_else(|| panic!("chromedriver says no port: {}", driver.log_tail()));
             if let Some((_, port)) = line.split_once("successfully on port ") {
                 break port.trim_end_matches('.').to_owned();
             }
@@ -56,8 +57,7 @@ impl Browser {
         } } });
         let http = reqwest::Client::new();
         let driver_url = format!("http://127.0.0.1:{port}/session");
-        let answer: Value =
-            http.post(&driver_url).body(wanted.to_string()).send().await.unwrap().json().await.unwrap();
+        let answer: Value = http.post(&driver_url).body(wanted.to_string()).send().await.unwrap().json().await.unwrap();
         let id = answer["value"]["sessionId"].as_str().unwrap_or_else(|| panic!("no session: {answer}"));
         Self { http, session: format!("{driver_url}/{id}"), _driver: driver }
     }

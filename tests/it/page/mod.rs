@@ -165,7 +165,8 @@ impl Lab {
         self.until(&format!("{how}: both sides notice"), &lost).await;
         self.live().await;
         self.both_show(likes).await;
-        self.until("the time is shown", "document.querySelectorAll('[data-field=recovered][data-ms]').length === 2").await;
+        self.until("the time is shown", "document.querySelectorAll('[data-field=recovered][data-ms]').length === 2")
+            .await;
         let view = self.view().await;
         for side in ["sse", "stomp"] {
             let took = view[side]["recovered"].as_i64().unwrap();
@@ -298,7 +299,10 @@ async fn while_the_database_is_down_the_page_says_so() {
     lab.browser.click("#like").await;
     lab.said("SEND: 503 Temporarily unavailable: the database").await;
     let view = lab.view().await;
-    assert_eq!((&view["bad"], &view["sse"]["state"], &view["stomp"]["state"]), (&json!(true), &json!("open"), &json!("open")));
+    assert_eq!(
+        (&view["bad"], &view["sse"]["state"], &view["stomp"]["state"]),
+        (&json!(true), &json!("open"), &json!("open"))
+    );
 
     // The message leads to its meaning, and a page opened now says the same and starts by itself later.
     let meaning = lab.browser.script("return document.querySelector('#said a').href").await;
@@ -306,7 +310,8 @@ async fn while_the_database_is_down_the_page_says_so() {
     assert!(text.starts_with("unavailable\n"), "{text}");
     let again = lab.url(&format!("/?post={post}"));
     lab.browser.open(&again).await;
-    let words = "[...document.querySelectorAll('.why')].every(why => why.textContent.includes('503 Temporarily unavailable'))";
+    let words =
+        "[...document.querySelectorAll('.why')].every(why => why.textContent.includes('503 Temporarily unavailable'))";
     lab.until("both sides say why they cannot connect", words).await;
     lab.browser.devtools("Network.enable", json!({})).await;
     lab.browser.devtools("Network.setCacheDisabled", json!({ "cacheDisabled": true })).await;

@@ -196,7 +196,9 @@ async fn the_page_and_the_admin_port_answer() {
     assert!(html.contains("data-heartbeat-ms=\"7000\"") && !html.contains("{{"));
     // Nothing inline and nothing from elsewhere, so that the policy can be strict.
     assert!(policy.contains("default-src 'none'; script-src 'self'; style-src 'self'") && !policy.contains("unsafe"));
-    assert!(!html.contains("<style") && !html.contains("style=") && !html.contains("<script>") && !html.contains("//cdn"));
+    assert!(
+        !html.contains("<style") && !html.contains("style=") && !html.contains("<script>") && !html.contains("//cdn")
+    );
     for (file, kind) in [("page.css", "text/css"), ("page.js", "text/javascript"), ("icon.svg", "image/svg+xml")] {
         assert!(html.contains(&format!("\"/page/{file}\"")), "{file}");
         let answer = pods.http.get(pods.url(0, &format!("/page/{file}"))).send().await.unwrap();
@@ -237,7 +239,9 @@ async fn a_pod_describes_itself() {
     let text = pods.http.get(pods.url(0, kind)).send().await.unwrap().text().await.unwrap();
     assert!(text.starts_with("unknown-post\n") && text.contains("Status 404."), "{text}");
     assert_eq!(call(&pods, "GET", "/problems/none", &[], "").await.0, 404);
-    assert!(links.contains("</problems>; rel=\"service-doc\"") && call(&pods, "GET", "/problems", &[], "").await.0 == 200);
+    assert!(
+        links.contains("</problems>; rel=\"service-doc\"") && call(&pods, "GET", "/problems", &[], "").await.0 == 200
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
