@@ -72,7 +72,8 @@ commit → arrival, whose end is the kernel's stamp; how many runs broke that ru
 pairs, and the count is printed; a repetition left without a verdict counts against the instrument.
 
 It passes (exit 0) when of 20 repetitions A/A shows a difference at most 3 times and A/B the right sign at least 18 \
-times (in proportion for another number).
+times (in proportion for another number). How often that sign was also significant is printed: the power of eight such \
+pairs here.
 
 What it does not show: that an absolute latency is right, that other causes than a constant delay are found, that \
 tails (p99) resolve as well as the median, or that another machine or a loaded one does as well: run it on yours, idle. \
@@ -370,8 +371,10 @@ struct Tally {
     differences: u32,
     /// A/A repetitions without a verdict.
     undecided: u32,
-    /// A/B repetitions with the right sign, carried by the tests.
+    /// A/B repetitions whose estimate has the right sign.
     right: u32,
+    /// Those of them that the report would claim: the power of eight pairs here.
+    claimed: u32,
 }
 
 impl Tally {
@@ -382,7 +385,9 @@ impl Tally {
             Outcome::NoVerdict | Outcome::Withheld => self.undecided += 1,
             _ => self.differences += 1,
         }
-        self.right += u32::from(differ.outcome == Outcome::Lower);
+        let decided = !matches!(differ.outcome, Outcome::NoVerdict | Outcome::Withheld);
+        self.right += u32::from(decided && differ.ratio.is_some_and(|ratio| ratio < 1.0));
+        self.claimed += u32::from(differ.outcome == Outcome::Lower);
     }
 
     /// 3 of 20.
@@ -403,11 +408,12 @@ impl Tally {
         let n = self.repetitions;
         let undecided = if self.undecided == 0 { String::new() } else { format!(", {} no verdict", self.undecided) };
         format!(
-            "A/A: {} of {n} show a difference{undecided} (allowed {}); A/B: {} of {n} the right sign and significant (needed {}): {}",
+            "A/A: {} of {n} show a difference{undecided} (allowed {}); A/B: {} of {n} the right sign (needed {}), {} of them significant: {}",
             self.differences,
             self.allowed(),
             self.right,
             self.needed(),
+            self.claimed,
             if self.passes() { "passed" } else { "FAILED" }
         )
     }
@@ -459,14 +465,15 @@ mod tests {
 
     #[test]
     fn the_bounds_are_those_of_the_benchmark() {
-        let tally = |repetitions, differences, right| Tally { repetitions, differences, undecided: 0, right };
+        let tally =
+            |repetitions, differences, right| Tally { repetitions, differences, undecided: 0, right, claimed: right };
         assert!(tally(20, 3, 18).passes());
         assert!(!tally(20, 4, 20).passes());
         assert!(!tally(20, 0, 17).passes());
         assert!(tally(1, 0, 1).passes() && !tally(1, 1, 1).passes() && !tally(1, 0, 0).passes());
         assert!(!Tally { undecided: 4, ..tally(20, 0, 20) }.passes());
         assert!(tally(20, 2, 19).sentence().starts_with(
-            "A/A: 2 of 20 show a difference (allowed 3); A/B: 19 of 20 the right sign and significant (needed 18)"
+            "A/A: 2 of 20 show a difference (allowed 3); A/B: 19 of 20 the right sign (needed 18), 19 of them significant"
         ));
     }
 

@@ -256,8 +256,12 @@ async fn phases(
             continue;
         }
         match phase {
-            "measure" => (cpu, health.awake_s) = (limits::cpu_seconds(), awake.seconds()),
+            "measure" => {
+                (cpu, health.awake_s) = (limits::cpu_seconds(), awake.seconds());
+                health.stolen_s = limits::stolen_seconds();
+            }
             "cooldown" => {
+                health.stolen_s = limits::stolen_seconds() - health.stolen_s;
                 health.awake_s = awake.seconds() - health.awake_s;
                 health.cpu_s = (limits::cpu_seconds() - cpu - health.awake_s).max(0.0);
             }

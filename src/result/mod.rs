@@ -281,6 +281,9 @@ pub struct GeneratorHealth {
     /// CPU seconds in the window that kept the generator's cores awake at the lowest priority; not in `cpu_s`.
     #[serde(default)]
     pub awake_s: f64,
+    /// Seconds in the window that a hypervisor took from the cores of the generator's machine, summed over them.
+    #[serde(default)]
+    pub stolen_s: f64,
     /// Threads × window: share = `cpu_s` / `window_s` / cores given.
     pub cores: f64,
     /// Kernel stamps were had (else user-space stamps, and the report says so).
