@@ -69,6 +69,9 @@ pub struct Decoder {
     closed: bool,
 }
 
+const NOT_UTF8: Error = Error { code: close::INVALID_DATA, reason: "text is not UTF-8" };
+const CUT_CHARACTER: Error = Error { code: close::INVALID_DATA, reason: "text ends inside a character" };
+
 const fn broken(reason: &'static str) -> Error {
     Error { code: close::PROTOCOL, reason }
 }
@@ -152,8 +155,8 @@ impl Decoder {
         let (data, rest) = input.split_at(head.len);
         *input = rest;
         let text = head.opcode == Opcode::Text;
-        if text && std::str::from_utf8(data).is_err() {
-            return Err(Error { code: close::INVALID_DATA, reason: "text is not UTF-8" });
+        if text && let Err(error) = std::str::from_utf8(data) {
+            return Err(if error.error_len().is_none() { CUT_CHARACTER } else { NOT_UTF8 });
         }
         debug_assert!(self.text.is_none(), "a new message starts only between messages");
         Ok(Some(Event::Message { text, data: Cow::Borrowed(data) }))
@@ -244,7 +247,7 @@ impl Decoder {
             match std::str::from_utf8(&self.message[self.valid..]) {
                 Ok(_) => self.valid = self.message.len(),
                 Err(e) if e.error_len().is_none() => self.valid += e.valid_up_to(),
-                Err(_) => return Err(Error { code: close::INVALID_DATA, reason: "text is not UTF-8" }),
+                Err(_) => return Err(NOT_UTF8),
             }
         }
         Ok(())
@@ -263,7 +266,7 @@ impl Decoder {
             _ => {
                 let (data, text) = (std::mem::take(&mut self.message), self.text.take() == Some(true));
                 if text && std::mem::take(&mut self.valid) != data.len() {
-                    return Err(Error { code: close::INVALID_DATA, reason: "text ends inside a character" });
+                    return Err(CUT_CHARACTER);
                 }
                 Ok(Some(Event::Message { text, data: Cow::Owned(data) }))
             }

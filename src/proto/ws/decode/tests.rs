@@ -53,6 +53,18 @@ fn a_character_may_be_split_over_fragments_but_not_broken() {
     assert_eq!(decode(Role::Client, Limits::default(), &[&[0x81, 1, 0xff]]).1, Some(1007));
 }
 
+/// Found by the fuzz target: the reason depended on whether the frame came in one piece.
+#[test]
+fn a_cut_character_is_called_so_however_the_bytes_are_split() {
+    for wire in [b"\x81\x01\xf4", b"\x81\x01\xff"] {
+        let read = |parts: &[&[u8]]| {
+            let mut decoder = Decoder::new(Role::Client, Limits::default());
+            parts.iter().find_map(|part| decoder.feed(part, &mut Vec::new()).err()).expect("no UTF-8")
+        };
+        assert_eq!(read(&[wire]), read(&[&wire[..1], &wire[1..2], &wire[2..]]));
+    }
+}
+
 #[test]
 fn each_broken_rule_has_its_code() {
     let cases: &[(&str, Vec<u8>, u16)] = &[
