@@ -129,6 +129,8 @@ pub struct EngineOptions {
     pub write_timeout: Duration,
     /// Unsent bytes the kernel may hold per connection (`TCP_NOTSENT_LOWAT`); without it latest-wins is defeated by the socket buffer.
     pub notsent_lowat: u32,
+    /// Answers a connection may have pending before it is closed, bytes.
+    pub max_pending: usize,
     /// Viewers visited between two looks at epoll and commands.
     pub slice: usize,
     /// The core the thread is pinned to.
@@ -142,6 +144,7 @@ impl Default for EngineOptions {
             flush: Duration::ZERO,
             write_timeout: Duration::from_secs(20),
             notsent_lowat: 4096,
+            max_pending: 512 * 1024,
             slice: 256,
             cpu: None,
         }

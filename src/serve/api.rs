@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::app::App;
 use super::error::ApiError;
-use super::{Role, limits, sse};
+use super::{Role, accept, limits, sse};
 use crate::domain::{PostId, Version};
 use crate::store::{IdempotencyKey, LikeOp, LikeOutcome, LikeRequest, MAX_USER_BYTES, Post, Who};
 
@@ -152,7 +152,7 @@ pub(super) async fn likes(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    if sse::is_asked_for(request.headers()) {
+    if accept::wants_stream(request.headers())? {
         let (parts, _) = request.into_parts();
         return sse::one(&app, &id, &parts).await;
     }

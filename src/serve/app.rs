@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 use tokio::runtime::Handle;
 
+use super::conformance::Broadcast;
 use super::connection::Stats;
 use super::error::ApiError;
 use super::likes::Likes;
@@ -51,6 +52,8 @@ pub(super) struct App {
     pub database_up: AtomicBool,
     /// What STOMP sessions have in common.
     pub stomp: Arc<session::Options>,
+    /// What sessions send each other in the conformance mode.
+    pub broadcast: Arc<Broadcast>,
     /// Lets connections, which live on engine threads, start tasks.
     pub runtime: Handle,
     complaints: Complaints,
@@ -77,20 +80,23 @@ impl App {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
         let Parts { config, pod, epoch, store, watch, broker, hub } = parts;
         let stomp = session::Options {
-            // The pod's name as the comment, so that a client can show where it hangs.
-            server: format!("pushlab/{} {}", env!("CARGO_PKG_VERSION"), pod.to_str().unwrap_or_default()).into(),
+            // The pod's name as the comment, so that a client can show where it hangs; no version, which is nobody's business.
+            server: format!("pushlab {}", pod.to_str().unwrap_or_default()).into(),
             epoch,
             heartbeat_send: config.heartbeat,
             heartbeat_want: config.heartbeat,
             connect_timeout: super::limits::CONNECT,
             subscriptions: super::limits::SUBSCRIPTIONS,
-            body: super::limits::BODY,
+            body: if config.conformance { super::limits::CONFORMANCE_BODY } else { super::limits::BODY },
+            require_host: false,
+            relay: config.conformance,
             ..session::Options::default()
         };
         Arc::new(Self {
             likes: Likes::new(store.clone(), broker.clone()),
             seats: Seats::new(config.max_connections),
             stomp: Arc::new(stomp),
+            broadcast: Arc::default(),
             metrics: Metrics::new(),
             stats: Arc::default(),
             draining: AtomicBool::new(false),

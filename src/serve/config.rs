@@ -107,6 +107,14 @@ pub struct Config {
     #[arg(long, env = "PUSHLAB_LOG_JSON")]
     pub log_json: bool,
 
+    /// For test suites only: /ws/echo, and STOMP as a plain broker (any /topic, /queue or /exchange name, login guest/guest); refused beside production flags
+    #[arg(long, env = "PUSHLAB_CONFORMANCE")]
+    pub conformance: bool,
+
+    /// With --conformance: STOMP over plain TCP here as well (port 0: any free one, announced on stdout as "stomp")
+    #[arg(long, env = "PUSHLAB_CONFORMANCE_STOMP", value_name = "ADDR", requires = "conformance")]
+    pub conformance_stomp: Option<SocketAddr>,
+
     /// Laboratory only: a broken pod. It answers every stream at once, with 503 or with a 200 that ends
     #[arg(long = "break", env = "PUSHLAB_BREAK", value_enum, value_name = "HOW")]
     pub broken: Option<Broken>,

@@ -35,8 +35,8 @@ pub enum ApiError {
     /// 405: the route exists, the method does not (`Allow` says which do).
     #[error("this method is not served here; see Allow")]
     Method,
-    /// 406: a stream of several posts exists only as `text/event-stream`.
-    #[error("this is served as text/event-stream only")]
+    /// 406: `Accept` fits nothing that is served here.
+    #[error("Accept fits nothing served here: text/event-stream, and for one post's state application/json")]
     NotAcceptable,
     /// 408: the body did not come in time.
     #[error("the body did not come in time")]

@@ -10,6 +10,10 @@ use super::error::ApiError;
 
 /// Largest request body, WebSocket frame, message and STOMP frame, in bytes.
 pub const BODY: usize = 64 * 1024;
+/// Largest WebSocket message in the conformance mode, in bytes: that of Autobahn's largest case.
+pub const CONFORMANCE_MESSAGE: usize = 16 * 1024 * 1024;
+/// Largest body of a STOMP frame in the conformance mode, in bytes.
+pub const CONFORMANCE_BODY: usize = 2 * 1024 * 1024;
 /// Most subscriptions of a STOMP session, and most posts of one SSE stream.
 pub const SUBSCRIPTIONS: usize = 128;
 /// Most likes of a STOMP session that wait for their outcome; then the socket is not read.

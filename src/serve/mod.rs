@@ -9,6 +9,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
+/// JSON or a stream.
+mod accept;
 /// The admin port.
 mod admin;
 /// Posts and likes over HTTP.
@@ -17,6 +19,8 @@ mod api;
 mod app;
 /// Flags and variables.
 mod config;
+/// An echo, and STOMP as a plain broker, for conformance suites.
+mod conformance;
 /// One TCP connection: hyper, then take-over by the engine.
 pub mod connection;
 /// Leaving in good order.
@@ -69,9 +73,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let mut running = tokio::task::JoinSet::new();
     for pod in pods {
         let (name, listen, admin) = (pod.name().to_owned(), pod.address(), pod.admin_address());
+        let stomp = pod.stomp_address().map_or_else(String::new, |address| format!(r#","stomp":"{address}""#));
         running.spawn(pod.run(shutdown.clone()));
         tracing::info!(pod = %name, %listen, %admin, open_files, "serving");
-        let line = format!(r#"{{"pod":{},"listen":"{listen}","admin":"{admin}"}}"#, serde_json::Value::from(name));
+        let name = serde_json::Value::from(name);
+        let line = format!(r#"{{"pod":{name},"listen":"{listen}","admin":"{admin}"{stomp}}}"#);
         // Whoever started the pod may have closed its end; that is no reason to stop.
         drop(writeln!(std::io::stdout().lock(), "{line}"));
     }

@@ -98,8 +98,7 @@ fn refusals(operation: &str) -> Vec<ApiError> {
     match operation {
         "create_post" => all.extend(body()),
         "post" => {}
-        "likes" => all.extend(stream()),
-        "many" => {
+        "likes" | "many" => {
             all.extend(stream());
             all.extend([E::BadRequest(String::new()), E::NotAcceptable]);
         }

@@ -17,7 +17,7 @@ use super::app::{App, Parts};
 use super::drain::{self, Drained};
 use super::watch::{Sink, Watch, WatchOptions};
 use super::wire::Wire;
-use super::{Config, Switch, admin, connection, router};
+use super::{Config, Switch, admin, conformance, connection, limits, router};
 use crate::broker::{BrokerOptions, BrokerTarget, LocalBus};
 use crate::hub::{EngineOptions, Hub};
 use crate::store::{LikeStore, StoreError, StoreOptions};
@@ -34,6 +34,8 @@ pub struct Pod {
     app: Arc<App>,
     public: TcpListener,
     admin: TcpListener,
+    /// Conformance mode: STOMP over TCP.
+    stomp: Option<TcpListener>,
     addresses: (SocketAddr, SocketAddr),
 }
 
@@ -43,6 +45,7 @@ pub struct Pod {
 /// One line for the user: what is wrong and what to do.
 pub async fn build(config: &Config) -> anyhow::Result<Vec<Pod>> {
     super::tls::provide();
+    conformance::check(config)?;
     let ports = (0..config.pods.get()).map(|index| Ok((numbered(&config.pod_name, index), bind(config, index)?)));
     let ports: Vec<_> = ports.collect::<anyhow::Result<_>>()?;
     let options = StoreOptions { startup_timeout: PATIENCE, ..StoreOptions::default() };
@@ -52,7 +55,7 @@ pub async fn build(config: &Config) -> anyhow::Result<Vec<Pod>> {
     let epoch = epoch.map_err(|error| unreachable_database(&config.database_url, &error))?;
     let bus = LocalBus::default();
     let mut pods = Vec::new();
-    for (name, (public, admin)) in ports {
+    for (name, (public, admin, stomp)) in ports {
         let hub = hub(config)?;
         let (watch, broker) = {
             let target = target(config, &name, &bus)?;
@@ -64,7 +67,7 @@ pub async fn build(config: &Config) -> anyhow::Result<Vec<Pod>> {
         let label = HeaderValue::from_str(&name).context("--pod-name is printable ASCII")?;
         let parts = Parts { config: config.clone(), pod: label, epoch, store: store.clone(), watch, broker, hub };
         let addresses = (public.local_addr()?, admin.local_addr()?);
-        pods.push(Pod { name, app: App::new(parts), public, admin, addresses });
+        pods.push(Pod { name, app: App::new(parts), public, admin, stomp, addresses });
     }
     Ok(pods)
 }
@@ -88,18 +91,27 @@ impl Pod {
         self.addresses.1
     }
 
+    /// Where it serves STOMP over plain TCP, in the conformance mode.
+    #[must_use]
+    pub fn stomp_address(&self) -> Option<SocketAddr> {
+        self.stomp.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
     /// Serves until `shutdown`, then drains; returns when everything of the pod has ended, the shared database apart.
     ///
     /// # Errors
     /// When a port fails for good.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<Drained> {
-        let Self { name, app, public, admin, .. } = self;
+        let Self { name, app, public, admin, stomp, .. } = self;
         let closing = CancellationToken::new();
         let stats = Arc::clone(&app.stats);
         let options = connection::Options::default();
         let service = connection::serve::<Wire>(public, router::public(&app), options, stats, closing.clone());
         let public = AbortOnDropHandle::new(tokio::spawn(service));
         let _admin = AbortOnDropHandle::new(tokio::spawn(serve_admin(admin, admin::router(&app))));
+        let _stomp = stomp.map(|listener| {
+            AbortOnDropHandle::new(tokio::spawn(conformance::serve(Arc::clone(&app), listener, shutdown.clone())))
+        });
         let _checks = AbortOnDropHandle::new(tokio::spawn(check_database(Arc::clone(&app))));
         let _sweeps = AbortOnDropHandle::new(tokio::spawn(sweep_keys(Arc::clone(&app))));
         tokio::pin!(public);
@@ -133,7 +145,7 @@ fn numbered(name: &str, index: usize) -> String {
     format!("{stem}-{}", first + index)
 }
 
-fn bind(config: &Config, index: usize) -> anyhow::Result<(TcpListener, TcpListener)> {
+fn bind(config: &Config, index: usize) -> anyhow::Result<(TcpListener, TcpListener, Option<TcpListener>)> {
     let listen = |address: SocketAddr, flag: &str| {
         let mut address = address;
         if address.port() != 0 {
@@ -147,7 +159,8 @@ fn bind(config: &Config, index: usize) -> anyhow::Result<(TcpListener, TcpListen
             _ => anyhow!("cannot listen on {address}: {error}; choose another {flag}"),
         })
     };
-    Ok((listen(config.listen, "--listen")?, listen(config.admin_listen, "--admin-listen")?))
+    let stomp = config.conformance_stomp.map(|address| listen(address, "--conformance-stomp")).transpose()?;
+    Ok((listen(config.listen, "--listen")?, listen(config.admin_listen, "--admin-listen")?, stomp))
 }
 
 fn listener(address: SocketAddr) -> io::Result<TcpListener> {
@@ -158,7 +171,11 @@ fn listener(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 fn hub(config: &Config) -> anyhow::Result<Hub<Wire>> {
-    let options = EngineOptions { write_timeout: config.write_timeout, ..EngineOptions::default() };
+    let mut options = EngineOptions { write_timeout: config.write_timeout, ..EngineOptions::default() };
+    if config.conformance {
+        // An echo of the largest message has to wait somewhere.
+        options.max_pending = 4 * limits::CONFORMANCE_MESSAGE;
+    }
     Hub::start(config.engine_threads.get(), &options).context("the engine's threads")
 }
 

@@ -36,6 +36,7 @@ pub(super) fn public(app: &Arc<App>) -> Router {
         // Streams. The first is also /posts/{id}/likes with Accept: text/event-stream.
         .route("/likes", get(sse::many))
         .route("/stomp", get(stomp::upgrade));
+    let routes = if app.config.conformance { routes.route("/ws/echo", get(stomp::echo)) } else { routes };
     routes
         .method_not_allowed_fallback(no_method)
         .fallback(any(async || ApiError::NoRoute))

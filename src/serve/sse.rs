@@ -8,34 +8,19 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use futures_util::future::try_join_all;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderName, HeaderValue, Method, header};
 
 use super::app::{App, retry_ms};
 use super::connection::TakeOver;
 use super::error::ApiError;
 use super::wire::{Beat, Stream, Wire};
-use super::{AccelBuffering, Broken, BusyStream, Role, api, limits};
+use super::{AccelBuffering, Broken, BusyStream, Role, accept, api, limits};
 use crate::domain::PostId;
 use crate::hub::Subscription;
 use crate::proto;
 
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-
-/// Whether `Accept` names `text/event-stream`.
-pub(super) fn is_asked_for(headers: &HeaderMap) -> bool {
-    accepts(headers, |kind| kind.eq_ignore_ascii_case("text/event-stream"))
-}
-
-fn accepts(headers: &HeaderMap, wanted: impl Fn(&str) -> bool) -> bool {
-    let lists = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    lists.flat_map(|list| list.split(',')).any(|range| {
-        let mut parts = range.split(';').map(str::trim);
-        let kind = parts.next().unwrap_or_default();
-        let refused = parts.any(|p| p.strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0)));
-        wanted(kind) && !refused
-    })
-}
 
 /// `GET /posts/{id}/likes` with `Accept: text/event-stream`.
 pub(super) async fn one(app: &Arc<App>, id: &str, request: &Parts) -> Result<Response, ApiError> {
@@ -59,11 +44,7 @@ pub(super) async fn one(app: &Arc<App>, id: &str, request: &Parts) -> Result<Res
     responses((status = 200, description = "The stream", body = String, content_type = "text/event-stream"))
 )]
 pub(super) async fn many(State(app): State<Arc<App>>, request: Parts) -> Result<Response, ApiError> {
-    let any = |kind: &str| matches!(kind, "*/*" | "text/*");
-    let headers = &request.headers;
-    if headers.contains_key(header::ACCEPT) && !is_asked_for(headers) && !accepts(headers, any) {
-        return Err(ApiError::NotAcceptable);
-    }
+    accept::stream_only(&request.headers)?;
     let mut wish = Wish::read(&request)?;
     let posts = std::mem::take(&mut wish.posts);
     if posts.is_empty() || posts.len() > limits::SUBSCRIPTIONS {

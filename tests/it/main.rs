@@ -2,7 +2,9 @@
 
 mod architecture;
 mod broker;
+mod checklists;
 mod compare;
+mod edge;
 mod likes;
 mod load;
 mod page;

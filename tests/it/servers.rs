@@ -19,13 +19,13 @@ const GUARD: &str = r#"dir=$1; shift; "$@" >"$dir/log" 2>&1 & pid=$!; echo $pid;
 [ -e "$dir/keep" ] || rm -rf "$dir""#;
 
 /// A running program under guard.
-struct Process {
+pub(crate) struct Process {
     guard: Child,
     pid: Pid,
 }
 
 impl Process {
-    fn start(folder: &Path, program: &Path, arguments: &[String]) -> Self {
+    pub(crate) fn start(folder: &Path, program: &Path, arguments: &[String]) -> Self {
         let mut command = Command::new("sh");
         command.args(["-c", GUARD, "guard"]).arg(folder).arg(program).args(arguments).process_group(0);
         let mut guard = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("sh");
@@ -65,11 +65,11 @@ pub(crate) fn program(names: &[&str], variable: &str, hint: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{} not found: {hint}, or set {variable}", names[0]))
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn wait_for_port(port: u16, folder: &Path) {
+pub(crate) fn wait_for_port(port: u16, folder: &Path) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
         let log = || fs::read_to_string(folder.join("log")).unwrap_or_default();

@@ -32,8 +32,6 @@ const TICK: Duration = Duration::from_millis(10);
 const WAKER: Token = Token(usize::MAX);
 /// Answers that a connection may have pending before nothing more is read from it, bytes.
 const STOP_READING: usize = 16 * 1024;
-/// Answers that a connection may have pending before it is closed, bytes.
-const MAX_PENDING: usize = 512 * 1024;
 /// Reads of one connection in a row.
 const READS: usize = 4;
 
@@ -371,7 +369,7 @@ impl<P: Protocol> Engine<P> {
                 }
                 Wrote::Failed(reason) => return self.doom(key, reason),
             }
-            if conn.pending_bytes() > MAX_PENDING {
+            if conn.pending_bytes() > self.options.max_pending {
                 return self.doom(key, CloseReason::SlowConsumer);
             }
         }

@@ -44,11 +44,16 @@ impl Version {
         }
     }
 
-    /// The newest version listed in an `accept-version` header; a missing header means 1.0 only.
+    /// The newest version, up to `newest`, that an `accept-version` header lists; a missing header means 1.0 only.
     #[must_use]
-    pub fn negotiate(accept_version: Option<&str>) -> Option<Self> {
+    pub fn negotiate(accept_version: Option<&str>, newest: Self) -> Option<Self> {
         let offered = accept_version.unwrap_or("1.0");
-        Self::ALL.into_iter().find(|v| offered.split(',').any(|o| o.trim() == v.label()))
+        newest.and_older().find(|v| offered.split(',').any(|o| o.trim() == v.label()))
+    }
+
+    /// This one and all before it, newest first.
+    pub(crate) fn and_older(self) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |v| *v <= self)
     }
 }
 

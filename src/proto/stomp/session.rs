@@ -1,15 +1,16 @@
 //! The server's side of a STOMP connection: bytes in, actions out. Holds no socket, no clock and no data of others.
 //!
 //! Decisions where the specification leaves some: repeated headers: the first counts; a `host` of any name is accepted,
-//! but in 1.1 and 1.2 one must be there; NACK counts as processed, as nothing is redelivered (the newest state is all
-//! there is); a transaction holds at most one like, as likes of several posts do not commit together; frames of a
-//! transaction get their RECEIPTs when it is committed; after an ERROR nothing that was still waiting is done.
+//! and over WebSocket also none ([`Options::require_host`]); NACK counts as processed, as nothing is redelivered (the
+//! newest state is all there is); a transaction holds at most one like, as likes of several posts do not commit together;
+//! frames of a transaction get their RECEIPTs when it is committed; after an ERROR nothing that was still waiting is done.
 
 mod acks;
 mod frames;
+mod relay;
 mod types;
 
-pub use types::{AckMode, Action, End, HeartBeat, Like, LikeOp, Options, Outcome, Subscribe};
+pub use types::{AckMode, Action, End, HeartBeat, Like, LikeOp, Options, Outcome, Relayed, Subscribe};
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub struct Session {
     decoder: Decoder,
     state: State,
     version: super::Version,
+    /// The newest version that may be agreed on.
+    newest: super::Version,
     send_ms: u32,
     expect_ms: u32,
     /// Numbers slots, tokens and replies.
@@ -44,6 +47,8 @@ pub struct Session {
     replies: Option<Arc<str>>,
     /// Likes and transactions on their way; none most of the time.
     work: Option<Box<Work>>,
+    /// Conformance mode only.
+    relays: Option<Box<relay::Relays>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +100,7 @@ struct Transaction {
     id: Box<str>,
     frames: usize,
     like: Option<Pending>,
+    relayed: Vec<Arc<Relayed>>,
     /// Slot and version of each ACK or NACK.
     acks: Vec<(u32, Version)>,
     receipts: Vec<Box<str>>,
@@ -124,13 +130,21 @@ impl Session {
             decoder: Decoder::new(),
             state: State::Fresh,
             version: super::Version::V12,
+            newest: super::Version::V12,
             send_ms: 0,
             expect_ms: 0,
             next: 0,
             topics: Vec::new(),
             replies: None,
             work: None,
+            relays: None,
         }
+    }
+
+    /// Bounds the version, as a WebSocket subprotocol does that was agreed on.
+    #[must_use]
+    pub fn up_to(self, newest: super::Version) -> Self {
+        Self { newest, ..self }
     }
 
     /// Takes the payload of a WebSocket message (or any piece of the byte stream).
@@ -342,8 +356,8 @@ impl Session {
 
     fn fail(&mut self, fault: &Fault, actions: &mut Vec<Action>) {
         if fault.versions {
-            let supported = "1.2,1.1,1.0";
-            let writer = Writer::new("ERROR", self.version).header("version", supported);
+            let supported = self.newest.and_older().map(super::Version::label).collect::<Vec<_>>().join(",");
+            let writer = Writer::new("ERROR", self.version).header("version", &supported);
             let writer = writer.header("message", &fault.message).header("content-type", "text/plain");
             let body = format!("supported versions are {supported}\n");
             actions.push(Action::Send(writer.body(body.as_bytes()).into()));
@@ -370,6 +384,7 @@ impl Session {
         self.work = None;
         self.topics = Vec::new();
         self.replies = None;
+        self.relays = None;
         self.decoder = Decoder::new();
         actions.push(Action::Close(end));
     }

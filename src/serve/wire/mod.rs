@@ -11,11 +11,16 @@ use crate::proto::sse;
 use crate::proto::stomp::frame;
 use crate::proto::ws::{Opcode, server_frame};
 
+/// The echo of the conformance mode.
+mod echo;
+/// WebSocket frames, or none.
+pub(super) mod framing;
 /// An SSE stream.
 mod stream;
 /// A STOMP session over WebSocket.
 mod talk;
 
+pub use echo::Echo;
 pub use stream::{Beat, Stream};
 pub(super) use talk::Talk;
 pub use talk::TalkReply;
@@ -27,6 +32,8 @@ pub enum Wire {
     Sse(Stream),
     /// STOMP in WebSocket frames.
     Stomp(Box<talk::Talk>),
+    /// Messages sent back (conformance mode).
+    Echo(Box<Echo>),
 }
 
 /// How an update becomes bytes; viewers with equal formats share them.
@@ -38,6 +45,8 @@ pub enum Format {
     SseWithoutId,
     /// A MESSAGE.
     Stomp(frame::Format),
+    /// A MESSAGE without WebSocket frame (conformance mode).
+    RawStomp(frame::Format),
 }
 
 impl Format {
@@ -51,6 +60,7 @@ impl Format {
             }
             Self::SseWithoutId => sse::chunk(sse::encode(update, None).as_bytes()),
             Self::Stomp(format) => server_frame(Opcode::Text, &frame::message(update, format)),
+            Self::RawStomp(format) => frame::message(update, format),
         }
     }
 }
@@ -68,6 +78,7 @@ impl Protocol for Wire {
         match self {
             Self::Sse(stream) => stream.encode_private(update, slot),
             Self::Stomp(talk) => talk.encode_private(update, slot),
+            Self::Echo(_) => None,
         }
     }
 
@@ -76,12 +87,13 @@ impl Protocol for Wire {
             // A client that asks again on a connection that streams gets no answer there; its bytes are no harm.
             Self::Sse(_) => Flow::Continue,
             Self::Stomp(talk) => talk.feed(key, input, out),
+            Self::Echo(echo) => echo.feed(input, out),
         }
     }
 
     fn reply(&mut self, key: ConnKey, reply: TalkReply, out: &mut Vec<u8>) -> (Flow, Vec<Change<Self>>) {
         match self {
-            Self::Sse(_) => (Flow::Continue, Vec::new()),
+            Self::Sse(_) | Self::Echo(_) => (Flow::Continue, Vec::new()),
             Self::Stomp(talk) => talk.reply(key, reply, out),
         }
     }
@@ -90,6 +102,7 @@ impl Protocol for Wire {
         match self {
             Self::Sse(stream) => stream.sweep(now, last_write, out),
             Self::Stomp(talk) => talk.sweep(now, last_read, last_write, out),
+            Self::Echo(_) => Flow::Continue,
         }
     }
 
@@ -97,6 +110,7 @@ impl Protocol for Wire {
         match self {
             Self::Sse(stream) => stream.end(out),
             Self::Stomp(talk) => talk.end(out),
+            Self::Echo(echo) => echo.end(out),
         }
         CloseReason::Drain
     }
@@ -104,7 +118,7 @@ impl Protocol for Wire {
     fn transport(&self) -> Transport {
         match self {
             Self::Sse(_) => Transport::Sse,
-            Self::Stomp(_) => Transport::Stomp,
+            Self::Stomp(_) | Self::Echo(_) => Transport::Stomp,
         }
     }
 }

@@ -11,20 +11,23 @@ use bytes::Bytes;
 
 use super::super::api;
 use super::super::app::App;
+use super::super::conformance::Member;
 use super::super::error::ApiError;
-use super::super::limits::{self, Seat};
+use super::super::limits::Seat;
 use super::super::watch::WatchGuard;
+use super::framing::{Framing, Got};
 use super::{Format, Wire};
 use crate::domain::{LikesState, Update};
 use crate::hub::{Change, CloseReason, ConnKey, Flow, Subscription};
-use crate::proto::stomp::session::{AckMode, Action, End, Like, LikeOp, Outcome, Session, Subscribe};
-use crate::proto::ws::{self, Opcode, server_frame};
+use crate::proto::stomp::Version;
+use crate::proto::stomp::session::{AckMode, Action, End, Like, LikeOp, Options, Outcome, Relayed, Session, Subscribe};
+use crate::proto::ws::close;
 use crate::store::{self, IdempotencyKey, LikeRequest, Who};
 
 /// One session.
 pub struct Talk {
     app: Arc<App>,
-    frames: ws::Decoder,
+    framing: Framing,
     session: Session,
     opened: Instant,
     ends_at: Option<Instant>,
@@ -37,6 +40,8 @@ pub struct Talk {
     acknowledges: bool,
     /// The like under way, so that those left over when the peer vanishes come after it.
     liking: Option<tokio::task::JoinHandle<()>>,
+    /// The session gets what others send (conformance mode).
+    member: Option<Box<Member>>,
     _seat: Seat,
 }
 
@@ -69,15 +74,28 @@ pub enum TalkReply {
     },
     /// The session's own steps, put off.
     Steps(Vec<Step>),
+    /// Another session sent this; the number counts what the pod has relayed (conformance mode).
+    Relayed(u64, Arc<Relayed>),
 }
 
 impl Talk {
-    /// A session whose handshake is done. `user`: as named by a trusted header.
-    pub(in super::super) fn new(app: &Arc<App>, user: Option<&str>, seat: Seat) -> Self {
-        let limits = ws::Limits { frame: limits::BODY, message: limits::BODY, ..ws::Limits::default() };
+    /// A session whose handshake agreed on at most `newest`. `user`: as named by a trusted header.
+    pub(in super::super) fn new(app: &Arc<App>, newest: Version, user: Option<&str>, seat: Seat) -> Self {
+        let framing = Framing::web_socket(super::framing::limits(app.config.conformance));
+        let session = Session::new(Arc::clone(&app.stomp)).up_to(newest);
+        Self::over(framing, session, app, user, seat)
+    }
+
+    /// A session over TCP without WebSocket (conformance mode): no handshake has named a host, so 1.2's CONNECT must.
+    pub(in super::super) fn raw(app: &Arc<App>, seat: Seat) -> Self {
+        let options = Options { require_host: true, ..(*app.stomp).clone() };
+        Self::over(Framing::Raw, Session::new(Arc::new(options)), app, None, seat)
+    }
+
+    fn over(framing: Framing, session: Session, app: &Arc<App>, user: Option<&str>, seat: Seat) -> Self {
         Self {
-            frames: ws::Decoder::new(ws::Role::Server, limits),
-            session: Session::new(Arc::clone(&app.stomp)),
+            framing,
+            session,
             opened: Instant::now(),
             ends_at: app.ends_at(),
             user: user.map(Into::into),
@@ -85,6 +103,7 @@ impl Talk {
             deferred: false,
             acknowledges: false,
             liking: None,
+            member: None,
             app: Arc::clone(app),
             _seat: seat,
         }
@@ -94,25 +113,17 @@ impl Talk {
         if !self.acknowledges {
             return None;
         }
-        self.session.message(update, slot).map(|message| server_frame(Opcode::Text, &message))
+        self.session.message(update, slot).map(|message| self.framing.frame(&message))
     }
 
     pub(super) fn feed(&mut self, key: ConnKey, mut input: &[u8], out: &mut Vec<u8>) -> Flow {
         let mut steps = Vec::new();
-        loop {
-            match self.frames.next(&mut input) {
-                Ok(None) => break,
-                Ok(Some(ws::Event::Message { data, .. })) => {
-                    steps.extend(self.session.feed(&data).into_iter().map(Step::Stomp));
-                }
-                Ok(Some(ws::Event::Ping(data))) => steps.push(Step::Frame(server_frame(Opcode::Pong, &data))),
-                Ok(Some(ws::Event::Pong(_))) => {}
-                Ok(Some(ws::Event::Close { code, .. })) => {
-                    steps.push(Step::Close(ws::close_answer(code), CloseReason::Peer));
-                    break;
-                }
-                Err(error) => {
-                    steps.push(Step::Close(close(error.code, error.reason), CloseReason::Violation));
+        while let Some(got) = self.framing.next(&mut input) {
+            match got {
+                Got::Data { data, .. } => steps.extend(self.session.feed(&data).into_iter().map(Step::Stomp)),
+                Got::Answer(frame) => steps.push(Step::Frame(frame)),
+                Got::Close(frame, reason) => {
+                    steps.push(Step::Close(frame, reason));
                     break;
                 }
             }
@@ -143,6 +154,9 @@ impl Talk {
                 let flow = self.run(key, steps, out, Some(&mut changes));
                 return (flow, changes);
             }
+            TalkReply::Relayed(sent, relayed) => {
+                self.session.relayed(sent, &relayed).into_iter().map(Action::Send).collect()
+            }
         };
         match self.run(key, actions.into_iter().map(Step::Stomp).collect(), out, Some(&mut changes)) {
             Flow::Close(CloseReason::Violation) if ours => (Flow::Close(CloseReason::Refused), changes),
@@ -172,7 +186,7 @@ impl Talk {
                 }
             };
             match action {
-                Action::Send(bytes) => out.extend_from_slice(&server_frame(Opcode::Text, &bytes)),
+                Action::Send(bytes) => out.extend_from_slice(&self.framing.frame(&bytes)),
                 Action::Subscribe(wish) => self.join(key, wish),
                 Action::Unsubscribe { slot, then } => {
                     let Some(changes) = changes.as_deref_mut() else {
@@ -183,18 +197,20 @@ impl Talk {
                     };
                     changes.push(Change::Unsubscribe { slot });
                     if let Some(receipt) = then {
-                        out.extend_from_slice(&server_frame(Opcode::Text, &receipt));
+                        out.extend_from_slice(&self.framing.frame(&receipt));
                     }
                 }
                 Action::Like(like) => self.like(key, like),
+                Action::Listen => self.member = Some(Box::new(self.app.broadcast.join(key))),
+                Action::Relay(relayed) => self.app.broadcast.publish(&self.app.hub, &relayed),
                 Action::Pause => self.paused = true,
                 Action::Resume => self.paused = false,
                 Action::Close(End::Disconnected) => {
-                    out.extend_from_slice(&close(ws::close::NORMAL, "goodbye"));
+                    out.extend_from_slice(&self.framing.close(close::NORMAL, "goodbye"));
                     return Flow::Close(CloseReason::Peer);
                 }
                 Action::Close(End::Error) => {
-                    out.extend_from_slice(&close(ws::close::PROTOCOL, "see the ERROR frame"));
+                    out.extend_from_slice(&self.framing.close(close::PROTOCOL, "see the ERROR frame"));
                     return Flow::Close(CloseReason::Violation);
                 }
             }
@@ -222,7 +238,10 @@ impl Talk {
             return Vec::new();
         };
         let snapshot = Update::Snapshot(state);
-        let format = Format::Stomp(wish.format);
+        let format = match self.framing {
+            Framing::WebSocket(_) => Format::Stomp(wish.format),
+            Framing::Raw => Format::RawStomp(wish.format),
+        };
         let first = self.encode_private(&snapshot, wish.slot).unwrap_or_else(|| format.encode(&snapshot));
         let Subscribe { slot, post, .. } = wish;
         changes.push(Change::Subscribe(Subscription { post, slot, format, cursor: state.version, first, guard }));
@@ -245,9 +264,9 @@ impl Talk {
         let since = |then| now.saturating_duration_since(then);
         for action in self.session.tick(since(self.opened), since(last_read), since(last_write)) {
             match action {
-                Action::Send(bytes) => out.extend_from_slice(&server_frame(Opcode::Text, &bytes)),
+                Action::Send(bytes) => out.extend_from_slice(&self.framing.frame(&bytes)),
                 Action::Close(_) => {
-                    out.extend_from_slice(&close(ws::close::POLICY, "silent for too long"));
+                    out.extend_from_slice(&self.framing.close(close::POLICY, "silent for too long"));
                     return Flow::Close(CloseReason::ReadTimeout);
                 }
                 other => tracing::error!(?other, "a tick asks for this"),
@@ -258,7 +277,7 @@ impl Talk {
 
     /// "Come back, to another pod."
     pub(super) fn end(&mut self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&close(ws::close::RESTART, "the pod leaves; come back"));
+        out.extend_from_slice(&self.framing.close(close::RESTART, "the pod leaves; come back"));
     }
 }
 
@@ -279,10 +298,6 @@ impl Drop for Talk {
             }
         });
     }
-}
-
-fn close(code: u16, reason: &str) -> Bytes {
-    server_frame(Opcode::Close, &ws::close_payload(code, reason))
 }
 
 async fn do_like(app: &App, user: Option<Box<str>>, like: Like) -> Result<String, ApiError> {

@@ -98,7 +98,7 @@ async fn without_replies_a_failed_send_ends_the_session_with_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sends_of_a_session_are_done_in_order_however_many() {
+async fn stomp_42_sends_are_done_in_order_and_the_receipt_of_disconnect_comes_last() {
     let pods = TestPods::start(&[]).await;
     let post = pods.post().await;
     let mut stomp = Stomp::open(pods.addresses[0]).await;
@@ -115,7 +115,7 @@ async fn sends_of_a_session_are_done_in_order_however_many() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn likes_already_sent_are_done_though_the_peer_vanishes() {
+async fn stomp_43_likes_already_sent_are_done_though_the_peer_vanishes() {
     let pods = TestPods::start(&[]).await;
     let post = pods.post().await;
     let mut sse = Sse::open(&pods, 0, &format!("/posts/{post}/likes")).await;
@@ -129,7 +129,7 @@ async fn likes_already_sent_are_done_though_the_peer_vanishes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_an_unsubscribe_receipt_nothing_of_it_comes() {
+async fn stomp_33_after_an_unsubscribe_receipt_nothing_of_it_comes() {
     let pods = TestPods::start(&[]).await;
     let post = pods.post().await;
     let (mut stomp, _) = Stomp::watching(pods.addresses[0], post).await;

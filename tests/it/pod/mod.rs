@@ -10,10 +10,15 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 mod client;
+mod conformance;
+mod handshake;
 mod http;
 mod leaving;
 mod likes;
+mod raw;
 mod real;
+mod sse;
+mod stomp;
 mod streams;
 
 /// What the tests wait for at most, on a busy machine.
@@ -31,6 +36,8 @@ struct TestPods {
     addresses: Vec<SocketAddr>,
     /// Admin addresses.
     admins: Vec<SocketAddr>,
+    /// STOMP over TCP, in the conformance mode.
+    stomp_addresses: Vec<Option<SocketAddr>>,
     shutdown: CancellationToken,
     running: Vec<JoinHandle<anyhow::Result<Drained>>>,
     http: reqwest::Client,
@@ -61,8 +68,9 @@ impl TestPods {
         let shutdown = CancellationToken::new();
         let addresses = pods.iter().map(pushlab::serve::Pod::address).collect();
         let admins = pods.iter().map(pushlab::serve::Pod::admin_address).collect();
+        let stomp_addresses = pods.iter().map(pushlab::serve::Pod::stomp_address).collect();
         let running = pods.into_iter().map(|pod| tokio::spawn(pod.run(shutdown.clone()))).collect();
-        Self { addresses, admins, shutdown, running, http: reqwest::Client::new(), _folder: folder }
+        Self { addresses, admins, stomp_addresses, shutdown, running, http: reqwest::Client::new(), _folder: folder }
     }
 
     fn url(&self, pod: usize, path: &str) -> String {

@@ -131,7 +131,7 @@ async fn a_stream_may_follow_other_requests_on_its_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn viewers_that_do_not_read_harm_nobody() {
+async fn sse_14_viewers_that_do_not_read_harm_nobody() {
     let pods = TestPods::start(&[]).await;
     let post = pods.post().await;
     let mut stalled = Vec::new();

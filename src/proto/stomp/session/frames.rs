@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::acks::Acks;
 use super::{
-    AckMode, Action, End, Fault, Like, LikeOp, MAX_TRANSACTION_FRAMES, MAX_TRANSACTIONS, Pending, Session, State,
-    Subscribe, Topic, Transaction,
+    AckMode, Action, End, Fault, Like, LikeOp, MAX_TRANSACTION_FRAMES, MAX_TRANSACTIONS, Pending, Relayed, Session,
+    State, Subscribe, Topic, Transaction,
 };
 use crate::domain::{Epoch, PostId, Version};
 use crate::proto::sse;
@@ -57,11 +57,15 @@ impl Session {
     }
 
     fn on_connect(&mut self, frame: &Frame, actions: &mut Vec<Action>) -> Done {
-        let Some(version) = stomp::Version::negotiate(frame.header("accept-version")) else {
+        let Some(version) = stomp::Version::negotiate(frame.header("accept-version"), self.newest) else {
             return Err(Fault { versions: true, ..Fault::new("no common version") });
         };
-        if version > stomp::Version::V10 && self.options.require_host {
+        if version == stomp::Version::V12 && self.options.require_host {
             required(frame, "host")?;
+        }
+        let guest = |name| frame.header(name).is_none_or(|value| value == "guest");
+        if self.options.relay && !(guest("login") && guest("passcode")) {
+            return Err(Fault::new("access refused"));
         }
         let (can_send, wants) = heart_beat(frame.header("heart-beat"))?;
         let (ours, our_want) = (millis(self.options.heartbeat_send), millis(self.options.heartbeat_want));
@@ -77,8 +81,20 @@ impl Session {
     }
 
     fn on_send(&mut self, frame: &Frame, actions: &mut Vec<Action>) -> Done {
-        let (post, op) = like_destination(required(frame, "destination")?)?;
+        let destination = required(frame, "destination")?;
         let receipt = frame.header("receipt");
+        if self.is_relayed(destination) {
+            let relayed = Arc::new(Relayed::from(frame));
+            if let Some(transaction) = self.transaction(frame)? {
+                transaction.relayed.push(relayed);
+                transaction.receipts.extend(boxed(receipt));
+            } else {
+                actions.push(Action::Relay(relayed));
+                self.acknowledge(receipt, actions);
+            }
+            return Ok(());
+        }
+        let (post, op) = like_destination(destination)?;
         let like = Like { token: self.number(), post, op, key: boxed(frame.header("idempotency-key")) };
         let correlation = boxed(frame.header("correlation-id").or(receipt));
         let mut pending = Pending { like, correlation, receipts: Vec::new() };
@@ -116,10 +132,11 @@ impl Session {
             Some(id) => self.find(id).is_some() || self.replies.as_deref() == Some(id),
             None => self.topics.iter().any(|t| t.id.is_none() && t.post.topic() == destination),
         };
-        if taken {
+        if taken || self.has_relay(id, Some(destination)) {
             return Err(Fault::new("this subscription id is in use"));
         }
-        if self.topics.len() + usize::from(self.replies.is_some()) >= self.options.subscriptions {
+        let subscriptions = self.topics.len() + usize::from(self.replies.is_some()) + self.relays();
+        if subscriptions >= self.options.subscriptions {
             return Err(Fault::new(format!("at most {} subscriptions per session", self.options.subscriptions)));
         }
         if destination == REPLIES {
@@ -130,10 +147,14 @@ impl Session {
             self.acknowledge(frame.header("receipt"), actions);
             return Ok(());
         }
-        let post = PostId::from_topic(destination).map_err(|_| Fault::new("no such destination"))?;
-        #[expect(clippy::cast_possible_truncation, reason = "a session does not live through 2^32 numbers")]
-        let slot = self.number() as u32;
         let id: Option<Arc<str>> = id.map(Arc::from);
+        if self.is_relayed(destination) {
+            self.add_relay(id, destination, ack, actions);
+            self.acknowledge(frame.header("receipt"), actions);
+            return Ok(());
+        }
+        let post = PostId::from_topic(destination).map_err(|_| Fault::new("no such destination"))?;
+        let slot = self.slot();
         let acks = (ack != AckMode::Auto).then(|| Box::new(Acks::new(ack == AckMode::Client)));
         self.topics.reserve_exact(1);
         let receipt = boxed(frame.header("receipt"));
@@ -146,6 +167,10 @@ impl Session {
 
     fn on_unsubscribe(&mut self, frame: &Frame, actions: &mut Vec<Action>) -> Done {
         let receipt = frame.header("receipt");
+        if self.remove_relay(frame.header("id"), frame.header("destination")) {
+            self.acknowledge(receipt, actions);
+            return Ok(());
+        }
         let found = match (frame.header("id"), frame.header("destination")) {
             (None, Some(destination)) if self.version == stomp::Version::V10 => {
                 if self.replies.as_deref() == Some(destination) {
@@ -187,12 +212,19 @@ impl Session {
     }
 
     fn settle(&mut self, slot: u32, version: Version) -> bool {
+        if let Some(acks) = self.relay_acks(slot) {
+            return acks.settle(version);
+        }
         let topic = self.topics.iter_mut().find(|t| t.slot == slot);
         topic.and_then(|t| t.acks.as_mut()).is_some_and(|acks| acks.settle(version))
     }
 
     /// Which message an ACK names: in 1.2 by `id`, before by `message-id` (and in 1.1 `subscription`).
     fn acked(&self, frame: &Frame) -> Result<Option<(u32, Version)>, Fault> {
+        let name = if self.version == stomp::Version::V12 { "id" } else { "message-id" };
+        if let Some(relayed) = self.acked_relay(required(frame, name)?) {
+            return Ok(Some(relayed));
+        }
         let (slot, message_id, subscription) = match self.version {
             stomp::Version::V12 => match required(frame, "id")?.split_once('.') {
                 Some((slot, message_id)) => (slot.parse::<u32>().ok(), message_id, None),
@@ -224,7 +256,7 @@ impl Session {
             return Err(Fault::new(format!("at most {MAX_TRANSACTIONS} transactions at a time")));
         }
         let (acks, receipts) = (Vec::new(), Vec::new());
-        transactions.push(Transaction { id: id.into(), frames: 0, like: None, acks, receipts });
+        transactions.push(Transaction { id: id.into(), frames: 0, like: None, relayed: Vec::new(), acks, receipts });
         Ok(())
     }
 
@@ -255,6 +287,7 @@ impl Session {
                 return Err(Fault::new("no such message waits to be acknowledged"));
             }
         }
+        actions.extend(transaction.relayed.into_iter().map(Action::Relay));
         if let Some(mut pending) = transaction.like {
             pending.receipts = transaction.receipts;
             self.enqueue(pending, actions);
@@ -281,6 +314,12 @@ impl Session {
     fn number(&mut self) -> u64 {
         self.next += 1;
         self.next
+    }
+
+    /// The number of a subscription.
+    #[expect(clippy::cast_possible_truncation, reason = "a session does not live through 2^32 numbers")]
+    pub(super) fn slot(&mut self) -> u32 {
+        self.number() as u32
     }
 }
 

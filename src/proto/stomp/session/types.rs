@@ -1,11 +1,12 @@
 //! What goes in and out of a session.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::domain::{Epoch, PostId, Version};
-use crate::proto::stomp::frame::Format;
+use crate::proto::stomp::frame::{Format, Frame};
 
 /// What all sessions of a pod have in common.
 #[derive(Debug, Clone)]
@@ -26,8 +27,11 @@ pub struct Options {
     pub subscriptions: usize,
     /// Most bytes of a frame's body.
     pub body: usize,
-    /// Whether a 1.1 or 1.2 CONNECT without `host` is refused, as the specification has it.
+    /// Whether a 1.2 CONNECT without `host` is refused, as the specification has it. Not so over WebSocket: the handshake
+    /// has named the host already, and the commonest client (stompjs) sends none unless the page says so.
     pub require_host: bool,
+    /// The conformance mode: SENDs to `/topic/…`, `/queue/…` and `/exchange/…` are relayed, the login is guest/guest.
+    pub relay: bool,
 }
 
 impl Default for Options {
@@ -42,6 +46,7 @@ impl Default for Options {
             subscriptions: 128,
             body: 64 * 1024,
             require_host: true,
+            relay: false,
         }
     }
 }
@@ -113,6 +118,27 @@ impl Outcome {
     }
 }
 
+/// A SEND on its way to every session that has subscribed to its destination (conformance mode).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relayed {
+    /// As the sender wrote it.
+    pub destination: String,
+    /// The sender's own headers, in their order, without those that concern one hop only.
+    pub headers: Vec<(String, String)>,
+    /// Any bytes.
+    pub body: Vec<u8>,
+}
+
+impl From<&Frame> for Relayed {
+    fn from(frame: &Frame) -> Self {
+        const HOP: [&str; 7] =
+            ["destination", "receipt", "transaction", "content-length", "subscription", "message-id", "ack"];
+        let own = frame.headers.iter().filter(|(name, _)| !HOP.contains(&name.as_str()));
+        let destination = frame.header("destination").unwrap_or_default().to_owned();
+        Self { destination, headers: own.cloned().collect(), body: frame.body.clone() }
+    }
+}
+
 /// How a session ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -125,7 +151,7 @@ pub enum End {
 /// What the connection has to do, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Send these STOMP bytes as one WebSocket text message.
+    /// Send these STOMP bytes as one WebSocket message: text if they are UTF-8, else binary.
     Send(Bytes),
     /// Subscribe it.
     Subscribe(Subscribe),
@@ -138,6 +164,10 @@ pub enum Action {
     },
     /// Do this like.
     Like(Like),
+    /// Hand every relayed SEND to [`super::Session::relayed`] from now on (conformance mode; asked for once).
+    Listen,
+    /// Relay this to all sessions that listen, this one included.
+    Relay(Arc<Relayed>),
     /// Do not read from the socket until [`Action::Resume`]: 16 SENDs wait. What is fed meanwhile is kept.
     Pause,
     /// Read again.
