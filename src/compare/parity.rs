@@ -44,7 +44,7 @@ pub fn rows(kind: Kind, cpus: &Cpus, cells: &[Planned]) -> Vec<ParityRow> {
         told(
             "likers",
             "load --likers",
-            "SSE+POST: a stream and a keep-alive connection each; STOMP+SEND: one WebSocket",
+            "SSE+POST and STOMP+POST: a keep-alive connection each; STOMP+SEND: one WebSocket each; viewers are sessions apart",
         ),
         told("CPUs of the generator", "load --cpus", ""),
         same("CPUs of everything else", &list(&cpus.stack), ""),

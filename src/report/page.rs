@@ -325,9 +325,11 @@ fn scenarios(groups: &[Group<'_>]) -> Vec<Scenario> {
     let mut by_question: BTreeMap<(wording::Natural, &str), Vec<Figures>> = BTreeMap::new();
     for group in groups {
         for column in group.columns.iter().filter(|column| column.validity != Validity::Invalid) {
+            // Where sessions were is what Q8 is answered from, not a figure of the scenario.
             let names: BTreeSet<&String> = column.shown.iter().flat_map(|run| run.summary.figures.keys()).collect();
+            let names = names.into_iter().filter(|name| !name.starts_with("pods_with_"));
             let median = |name: &String| Some((name.clone(), column.figure(|s| s.figures.get(name).copied())?[0]));
-            let figures: BTreeMap<String, f64> = names.into_iter().filter_map(median).collect();
+            let figures: BTreeMap<String, f64> = names.filter_map(median).collect();
             if !figures.is_empty() {
                 let title = format!("{} · {}", column.arm.title(), group.title);
                 let key = (wording::natural(group.question), group.question);
