@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::compare::environment::{cores, install_lines, machine, raise_open_files};
+use crate::compare::namespace;
 use crate::compare::stack::services::Service;
 
 /// Options.
@@ -51,6 +52,10 @@ pub fn examine() -> String {
         let edges = if missing.is_empty() { "nginx and HAProxy" } else { "nginx; cells behind HAProxy are left out" };
         lines.push(format!("  ok       local        real NATS, {}, {edges}", database()));
     }
+    lines.push(match namespace::why_not() {
+        None => "  ok       black holes  network namespaces, for the faults that cut a path".to_owned(),
+        Some(why) => format!("  no       black holes  {why}; the faults that cut a path are left out"),
+    });
     lines.push("  ok       remote       something that runs already: --base-url".to_owned());
     lines.extend([String::new(), "Machine".to_owned()]);
     let files = raise_open_files();

@@ -10,6 +10,8 @@ pub mod edges;
 pub mod environment;
 /// What is done to a running stack.
 pub mod faults;
+/// A network of the lab's own, in which paths can be cut.
+pub mod namespace;
 /// What is seen from outside.
 pub mod observe;
 /// What is equal between the arms.
@@ -43,20 +45,24 @@ use stack::remote::Urls;
 use stack::services::Service;
 use stack::{Cpus, Kind, Stack};
 
+/// What must be said where SSE clients are not our own.
+const EMULATED: &str = "EventSource and pages around it are emulated by the generator by their documented rules (no browser ran): \
+    a native one gives up on any answer but a 200 stream and never notices silence; a watchdog waits for two heartbeats without an event.";
+
 /// Options.
 #[derive(Debug, Clone, clap::Args)]
 #[command(
     after_help = "Plans: quick (a minute), seed (the original notes' matrix, 38 min), full (eight pairs per claim, \
-    two hours and a half), or a file that ends in .toml. A run that was interrupted goes on with the same --out."
+    two hours and a half), faults (everything that can fail here, 20 min), or a file that ends in .toml. A run that was interrupted goes on with the same --out."
 )]
 pub struct Config {
     /// What to run on; by default `local` when its servers are installed, else `embedded`
     #[arg(long, value_enum)]
     pub stack: Option<Kind>,
-    /// quick, seed, full, or FILE.toml
+    /// quick, seed, full, faults, or FILE.toml
     #[arg(long, default_value = "quick", value_name = "PLAN")]
     pub plan: String,
-    /// Only the cells of this question: Q1, Q2, Q4, Q12
+    /// Only the cells of this question: Q1, Q2, Q4, Q12, Q13
     #[arg(long, value_name = "Qn")]
     pub question: Option<String>,
     /// Result folder; finished cells in it are kept [default: results/PLAN-TIME]
@@ -80,10 +86,20 @@ pub struct Config {
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<ExitCode> {
     let (plan, text) = Plan::load(&config.plan)?;
     let (kind, why) = choose(&config);
-    println!("stack {}: {why}", kind.name());
     let (cells, mut notes) = cells(&plan, kind, config.question.as_deref())?;
+    let cuts_paths = cells.iter().any(|cell| cell.fault.is_some_and(plan::FaultKind::needs_namespace));
+    if cuts_paths && !config.dry_run && !namespace::inside() {
+        namespace::enter()?;
+    }
+    println!("stack {}: {why}", kind.name());
     for note in &notes {
         println!("{note}");
+    }
+    if cells.iter().any(|cell| cell.sse_client != plan::SseClient::Fetch) {
+        notes.push(EMULATED.into());
+    }
+    if cuts_paths {
+        notes.push("All of it ran in a network namespace of its own, in which packets can be dropped.".into());
     }
     notes.insert(0, format!("Stack {}: {why}.", kind.name()));
     let cpus = Cpus::from_plan(&plan.cpus)?;
@@ -101,8 +117,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     if kind == Kind::Remote {
         remote.check().await?;
     }
-    let stack = Stack::start(kind, cpus, remote).await.context("the stack does not come up")?;
-    let done = measure(&config, &plan, &stack, &cells, notes, &folder, &shutdown).await;
+    let mut stack = Stack::start(kind, cpus, remote).await.context("the stack does not come up")?;
+    let done = measure(&config, &plan, &mut stack, &cells, notes, &folder, &shutdown).await;
     stack.guardian.end().await;
     let outcome = done?;
     if shutdown.is_cancelled() {
@@ -151,7 +167,7 @@ fn cells(plan: &Plan, kind: Kind, question: Option<&str>) -> anyhow::Result<(Vec
 async fn measure(
     config: &Config,
     plan: &Plan,
-    stack: &Stack,
+    stack: &mut Stack,
     cells: &[Planned],
     notes: Vec<String>,
     folder: &Folder,

@@ -33,6 +33,7 @@ pub fn rows(kind: Kind, cpus: &Cpus, cells: &[Planned]) -> Vec<ParityRow> {
             "SSE: a comment; STOMP: an end-of-line; the client sends none over SSE",
         ),
         told("heartbeat a viewer expects", "load --heartbeat", "after two silent periods it reconnects"),
+        told("repair of quiet posts", "--anti-entropy", ""),
         told("X-Accel-Buffering", "--accel-buffering", "means nothing to a WebSocket"),
         told("maximum age of a stream", "--max-age", ""),
         same("mailbox and flush", "newest per post, no window", "one engine writes both"),
@@ -80,7 +81,7 @@ fn samples() -> [Update; 2] {
 /// `serve`'s and `load`'s command lines of a cell, one after the other.
 fn command_lines(cpus: &Cpus, cell: &Planned) -> Vec<String> {
     let mut line = serve_args(cell);
-    line.extend(load_args(&["http://edge".into()], &["http://admin".into()], cpus, cell, Path::new("out")));
+    line.extend(load_args(&["http://edge".into()], &[], &["http://admin".into()], cpus, cell, Path::new("out")));
     line
 }
 

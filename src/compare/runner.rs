@@ -9,8 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::calibrate::Capacity;
 use super::edges::Edge;
-use super::plan::{Broken, Planned, Scenario};
-use super::scenario::{balance, buffering, kill, latency, no_stickiness, slow_reader};
+use super::namespace;
+use super::plan::{Broken, FaultKind, Planned, Scenario};
+use super::scenario::{balance, buffering, faults, latency, no_stickiness, slow_consumer, slow_reader};
 use super::stack::{Deployment, Kind, Stack};
 use crate::result::summary::{RunSummary, Validity, summarize};
 use crate::result::{Observed, RunResult, file};
@@ -84,7 +85,15 @@ pub fn fit(kind: Kind, mut cells: Vec<Planned>) -> (Vec<Planned>, Vec<String>) {
         Kind::Local => edge.service().is_some_and(|service| service.find().is_none()),
         _ => edge != Edge::Direct,
     };
-    let (planned, mut notes) = (cells.len(), Vec::new());
+    let mut notes = Vec::new();
+    if cells.iter().any(|cell| cell.fault.is_some_and(FaultKind::needs_namespace))
+        && let Some(why) = namespace::why_not()
+    {
+        let before = cells.len();
+        cells.retain(|cell| !cell.fault.is_some_and(FaultKind::needs_namespace));
+        notes.push(format!("{} cells with a black-holed path are left out: {why}.", before - cells.len()));
+    }
+    let planned = cells.len();
     if kind != Kind::Local {
         cells.retain(|cell| cell.scenario == Scenario::Latency);
     }
@@ -130,7 +139,7 @@ pub fn fit(kind: Kind, mut cells: Vec<Planned>) -> (Vec<Planned>, Vec<String>) {
 /// # Errors
 /// When three cells in a row cannot be run, or results cannot be written.
 pub async fn run(
-    stack: &Stack,
+    stack: &mut Stack,
     cells: &[Planned],
     folder: &Folder,
     capacity: Option<Capacity>,
@@ -183,7 +192,7 @@ pub async fn run(
 /// One cell: fresh pods and edge, the run, its figures, the file. None when it is to be tried again, because the run was
 /// `invalid`; a broken ledger is never tried away.
 async fn cell(
-    stack: &Stack,
+    stack: &mut Stack,
     planned: &Planned,
     folder: &Folder,
     capacity: Option<Capacity>,
@@ -193,6 +202,9 @@ async fn cell(
     let mut deployment = stack.deploy(planned).await?;
     let ran = attempt(stack, &mut deployment, planned, folder, shutdown).await;
     stack.end(deployment).await;
+    if planned.fault.is_some() {
+        super::faults::restore(stack).await.context("the stack could not be restored after a fault")?;
+    }
     let mut run = ran?;
     run.header.cell = Some(planned.cell.clone());
     if let Some(cell) = &mut run.header.cell {
@@ -210,7 +222,7 @@ async fn cell(
 }
 
 async fn attempt(
-    stack: &Stack,
+    stack: &mut Stack,
     deployment: &mut Deployment,
     planned: &Planned,
     folder: &Folder,
@@ -227,7 +239,7 @@ async fn attempt(
     let steps = match planned.scenario {
         Scenario::Balance => balance::steps(planned),
         Scenario::BrokenPod => balance::steps_broken(planned),
-        Scenario::Kill => kill::steps(planned),
+        Scenario::Faults => faults::steps(planned),
         _ => Vec::new(),
     };
     let mut run = match planned.scenario {
@@ -241,8 +253,11 @@ async fn attempt(
             let admin = deployment.pods.first().map(|pod| pod.admin.clone()).unwrap_or_default();
             balance::judge_broken(&mut run, &admin);
         }
-        Scenario::Kill => kill::judge(&mut run),
+        Scenario::SlowConsumer => slow_consumer::judge(&mut run),
         _ => {}
+    }
+    if let Some(fault) = planned.fault {
+        faults::judge(&mut run, fault, deployment);
     }
     let serving: HashSet<_> = run.header.sessions.iter().filter_map(|session| session.pod.as_deref()).collect();
     let liked =
@@ -266,7 +281,7 @@ fn line(planned: &Planned, summary: &RunSummary) -> String {
     let q = &summary.commit_to_arrival;
     parts.extend(q.p50.map(|p50| format!("p50 {}", ms(p50))));
     parts.extend(q.p99.map(|p99| format!("p99 {}", ms(p99))));
-    if matches!(planned.scenario, Scenario::Latency | Scenario::Kill) {
+    if matches!(planned.scenario, Scenario::Latency | Scenario::Faults | Scenario::SlowConsumer) {
         parts.push(format!("{:.0} deliveries/s", summary.deliveries_per_s));
     }
     parts.extend(summary.healed_ms.map(|[p50, max]| format!("healed {p50:.0} ms (longest {max:.0})")));

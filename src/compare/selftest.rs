@@ -160,7 +160,7 @@ impl Lab<'_> {
         let _ = (std::fs::remove_file(&out), std::fs::remove_file(&log));
         let planned = Planned { seed: self.seed, ..self.planned.clone() };
         let (base, admin) = (self.deployment.base_urls(), self.deployment.admin_urls());
-        let mut args = load_args(&base, &admin, &self.stack.cpus, &planned, &out);
+        let mut args = load_args(&base, &[], &admin, &self.stack.cpus, &planned, &out);
         args.extend(["--stream-url".to_owned(), format!("http://{}", self.proxy.address)]);
         let spawn = Spawn { program: self.stack.pushlab.clone(), args, log, ..Spawn::default() };
         let mut load = self.stack.guardian.spawn(spawn).await?;

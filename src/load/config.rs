@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use clap::ValueEnum;
+use serde::Deserialize;
 
 use crate::domain::{Arm, PostId};
 use crate::result::{Population, RunConfig};
@@ -78,6 +79,9 @@ pub struct Config {
     /// Accept compressed streams (SSE), as browsers do: for proxies that compress
     #[arg(long)]
     pub accept_gzip: bool,
+    /// How SSE viewers behave when a stream ends, is refused, or falls silent: an emulation, no browser
+    #[arg(long, value_enum, default_value = "fetch")]
+    pub sse_client: SseClient,
     /// Heartbeat period expected of the server; a stream silent for two of them is given up
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
     pub heartbeat: Duration,
@@ -102,6 +106,34 @@ pub enum Schedule {
     Poisson,
     /// Equal gaps
     Uniform,
+}
+
+/// What an SSE viewer notices, and when it comes back. STOMP viewers see every byte, as [`SseClient::Fetch`] does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SseClient {
+    /// A page that reads the stream itself by fetch(): sees every byte, comments too, and comes back after anything
+    #[default]
+    Fetch,
+    /// EventSource alone: gives up for good on any answer but a 200 stream, comes back after `retry:` when a stream breaks, never notices silence
+    Native,
+    /// A page that makes its EventSource anew after two heartbeats without an event; comments are invisible to it, so quiet looks like dead
+    Watchdog,
+    /// The same, with heartbeats asked for as named events (`?heartbeat=event`), which it sees
+    NamedHeartbeat,
+}
+
+impl SseClient {
+    /// Its name in flags, plans and run files.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fetch => "fetch",
+            Self::Native => "native",
+            Self::Watchdog => "watchdog",
+            Self::NamedHeartbeat => "named-heartbeat",
+        }
+    }
 }
 
 /// How to show progress (on stderr; stdout carries the phase lines).
@@ -184,6 +216,7 @@ impl Config {
             idempotent: self.idempotent,
             slow_readers: self.slow_readers,
             heartbeat_s: self.heartbeat.as_secs_f64(),
+            sse_client: Some(self.sse_client.name().to_owned()).filter(|_| self.sse_client != SseClient::Fetch),
         }
     }
 }

@@ -31,7 +31,7 @@ mod viewer;
 /// Both transports without sockets.
 mod wire;
 
-pub use config::{Config, Progress, Schedule};
+pub use config::{Config, Progress, Schedule, SseClient};
 
 /// Runs it until done or `shutdown`: exit 0 also when the run is INVALID (its file says so), 3 on a ledger violation.
 ///

@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use hdrhistogram::Histogram;
 use tokio_util::sync::CancellationToken;
 
-use super::config::Config;
+use super::config::{Config, SseClient};
 use super::liker::{Channel, Liked, LikerOptions, Likers};
 use super::progress::Display;
 use super::recorder::{self, Recorder, Shared};
@@ -161,6 +161,7 @@ fn viewer_options(config: &Config, targets: Vec<Target>, posts: Vec<PostId>) -> 
         heartbeat: config.heartbeat,
         connect_rate: config.connect_rate,
         gzip: config.accept_gzip && config.arm.transport() == Transport::Sse,
+        client: if config.arm.transport() == Transport::Sse { config.sse_client } else { SseClient::Fetch },
         seed: config.seed,
     }
 }
@@ -340,6 +341,7 @@ fn fill_health(health: &mut GeneratorHealth, config: &Config, liked: &Liked, rec
     health.stamp_to_read_us = stamp_to_read.as_ref().map_or([0.0; 3], quantiles);
     health.p90_us[1] = stamp_to_read.map_or(0.0, |all| all.value_at_quantile(0.9) as f64);
     health.cores = config.cpus.len().max(1) as f64;
+    health.retried = liked.retried;
     health.received_bytes = recorders.iter().map(|recorder| recorder.received_bytes).sum();
     health.kernel_stamps = recorders.iter().all(|recorder| recorder.unstamped == 0);
     let unreadable: u64 = recorders.iter().map(|recorder| recorder.unreadable).sum();

@@ -46,6 +46,8 @@ pub(super) struct Ask<'a> {
     pub(super) heartbeat_ms: u32,
     /// Whether a compressed stream is accepted.
     pub(super) gzip: bool,
+    /// Whether heartbeats are asked for as named events (SSE).
+    pub(super) named_beats: bool,
 }
 
 /// One connection.
@@ -54,6 +56,10 @@ pub(super) struct Wire {
     state: State,
     /// The pod that answered.
     pub(super) pod: Option<String>,
+    /// Whether an answer's head has come, whatever it said.
+    pub(super) answered: bool,
+    /// Heartbeats that came as named events.
+    pub(super) named_beats: u64,
 }
 
 #[derive(Debug)]
@@ -88,9 +94,10 @@ impl Wire {
         let Ask { authority, prefix, post, last_id, .. } = ask;
         let next = match ask.transport {
             Transport::Sse => {
+                let query = if ask.named_beats { "?heartbeat=event" } else { "" };
                 let _ = write!(
                     out,
-                    "GET {prefix}/posts/{post}/likes HTTP/1.1\r\nHost: {authority}\r\nAccept: text/event-stream\r\n\
+                    "GET {prefix}/posts/{post}/likes{query} HTTP/1.1\r\nHost: {authority}\r\nAccept: text/event-stream\r\n\
                      Cache-Control: no-cache\r\n"
                 );
                 if ask.gzip {
@@ -111,7 +118,7 @@ impl Wire {
                 }
             }
         };
-        Self { state: State::Head { bytes: Vec::new(), next }, pod: None }
+        Self { state: State::Head { bytes: Vec::new(), next }, pod: None, answered: false, named_beats: 0 }
     }
 
     /// Takes bytes off the wire. `on_update(body, id)` is called for each event or MESSAGE; what has to be sent back is
@@ -130,21 +137,27 @@ impl Wire {
             let Some((head, used)) = parse_head(bytes).map_err(|e| Ended::new(format!("error: {e}")))? else {
                 return Ok(());
             };
+            self.answered = true;
             self.pod.clone_from(&head.pod);
             let rest = bytes.split_off(used);
             self.state = begin(&head, next, out)?;
             return self.feed(&rest, out, on_update);
         }
+        let beats = &mut self.named_beats;
+        let mut on_event = |event: sse::EventRef<'_>| match event.event {
+            "heartbeat" => *beats += 1,
+            _ => on_update(event.data.as_bytes(), event.id),
+        };
         match &mut self.state {
             State::Sse { chunks: None, left, inflate, events } => {
                 let take = left.map_or(input.len(), |left| left.min(input.len()));
-                read_events(&input[..take], inflate, events, &mut on_update)?;
+                read_events(&input[..take], inflate, events, &mut on_event)?;
                 *left = left.map(|left| left - take);
                 if *left == Some(0) { Err(Ended { reason: "eof".into(), retry_ms: wish(events) }) } else { Ok(()) }
             }
             State::Sse { chunks: Some(chunks), inflate, events, .. } => {
                 while let Some(piece) = chunks.next(&mut input).map_err(|e| Ended::new(format!("error: {e}")))? {
-                    read_events(piece, inflate, events, &mut on_update)?;
+                    read_events(piece, inflate, events, &mut on_event)?;
                 }
                 let ended = Ended { reason: "eof".into(), retry_ms: wish(events) };
                 if chunks.is_end() { Err(ended) } else { Ok(()) }
@@ -237,10 +250,10 @@ fn read_events(
     piece: &[u8],
     inflate: &mut Option<Box<GzDecoder<Vec<u8>>>>,
     events: &mut sse::Decoder,
-    on_update: &mut impl FnMut(&[u8], &str),
+    on_event: &mut impl FnMut(sse::EventRef<'_>),
 ) -> Result<(), Ended> {
     let mut read = |bytes: &[u8]| {
-        let fed = events.feed_with(bytes, |event| on_update(event.data.as_bytes(), event.id));
+        let fed = events.feed_with(bytes, &mut *on_event);
         fed.map_err(|e| Ended::new(format!("error: {e}")))
     };
     let Some(inflate) = inflate else { return read(piece) };
@@ -279,7 +292,16 @@ mod tests {
 
     fn ask(transport: Transport, last_id: &str) -> Ask<'_> {
         let post = PostId::new(7).unwrap();
-        Ask { transport, authority: "here:1", prefix: "/p", post, last_id, heartbeat_ms: 10_000, gzip: false }
+        Ask {
+            transport,
+            authority: "here:1",
+            prefix: "/p",
+            post,
+            last_id,
+            heartbeat_ms: 10_000,
+            gzip: false,
+            named_beats: false,
+        }
     }
 
     fn snapshot(version: u64) -> String {

@@ -2,7 +2,7 @@
 
 use super::cells::{Column, Group};
 use super::model::Results;
-use super::{metric, wording};
+use super::{faults, metric, wording};
 use crate::result::summary::Validity;
 
 /// The findings of a question, one sentence each.
@@ -13,7 +13,14 @@ pub fn of(question: &str, groups: &[Group<'_>]) -> Vec<String> {
     let usable: Vec<_> = usable.filter(|(_, column)| column.validity != Validity::Invalid).collect();
     match question {
         "Q2" => held_back(&usable),
-        "Q12" => usable.iter().filter_map(|(group, column)| came_back(group, column)).collect(),
+        "Q12" => {
+            let own: Vec<Group<'_>> = groups.iter().filter(|group| group.question == question).cloned().collect();
+            let mut found = faults::sentences(&own);
+            // More than a few are better read in the scenario's table.
+            let few = usable.iter().take(if usable.len() > 6 { 0 } else { 6 });
+            found.extend(few.filter_map(|(group, column)| came_back(group, column)));
+            found
+        }
         _ => Vec::new(),
     }
 }

@@ -52,6 +52,8 @@ pub fn title(name: &str) -> String {
         "answered_by_broken_pod" => "streams answered by the broken pod",
         "attempts_that_failed" => "attempts that failed",
         "events_before_the_end" => "events that came before the stream's end",
+        "pod_rss_mib" => "memory of the fullest pod",
+        "versions_left_out" => "versions pods left out (conflated, dropped)",
         "pod_wrote_mib" => "slow reader: the pod wrote",
         "pod_left_out_versions" => "slow reader: versions the pod left out",
         "pod_wrote_last_after_s" => "slow reader: the pod last wrote after",

@@ -9,6 +9,8 @@ pub mod cells;
 pub mod chart;
 /// Two folders side by side.
 pub mod diff;
+/// What each fault cost.
+pub mod faults;
 /// What scenarios found.
 pub mod findings;
 /// Figures by name, and numbers for people.

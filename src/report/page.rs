@@ -8,7 +8,7 @@ use super::cells::{self, Group, Row};
 use super::chart::{self, Chart};
 use super::model::{Results, Run};
 use super::verdict::{Outcome, Verdict};
-use super::{findings, metric, questions, waterfall, wording};
+use super::{faults, findings, metric, questions, waterfall, wording};
 use crate::result::Environment;
 use crate::result::summary::{Account, Validity};
 
@@ -323,7 +323,7 @@ type Figures = (String, BTreeMap<String, f64>);
 
 fn scenarios(groups: &[Group<'_>]) -> Vec<Scenario> {
     let mut by_question: BTreeMap<(wording::Natural, &str), Vec<Figures>> = BTreeMap::new();
-    for group in groups {
+    for group in groups.iter().filter(|group| !faults::is_one(group)) {
         for column in group.columns.iter().filter(|column| column.validity != Validity::Invalid) {
             // Where sessions were is what Q8 is answered from, not a figure of the scenario.
             let names: BTreeSet<&String> = column.shown.iter().flat_map(|run| run.summary.figures.keys()).collect();
@@ -358,7 +358,15 @@ fn scenarios(groups: &[Group<'_>]) -> Vec<Scenario> {
         let text = questions::text(question).to_owned();
         Scenario { question: question.to_owned(), text, corner, head, rows, extremes }
     });
-    all.collect()
+    let failed = faults::table(groups).map(|(head, rows)| Scenario {
+        question: "Q12".into(),
+        text: questions::text("Q12").to_owned(),
+        corner: "fault",
+        head,
+        rows,
+        extremes: Vec::new(),
+    });
+    all.chain(failed).collect()
 }
 
 /// `max over mean: 1.04 (edge least-conn) to 1.92 (edge round-robin)`; none where all cells agree.

@@ -269,7 +269,7 @@ fn balance(rng: &mut SmallRng, method: &str) -> Run {
     ]
     .into();
     let observed = run.observed.as_mut().unwrap();
-    observed.markers = vec![Marker { at_us: 15_000_000, label: "pod-3 added".into() }];
+    observed.markers = vec![Marker { at_us: 15_000_000, label: "pod-3 added".into(), recovery: false }];
     let pod = |name: &str, of: &dyn Fn(u64) -> u32| PodConnections {
         pod: name.into(),
         samples: (0..35).map(|s| (s * 1_000_000, of(s))).collect(),

@@ -10,7 +10,7 @@ use hdrhistogram::serialization::{Serializer, V2DeflateSerializer};
 
 use super::index::Index;
 use super::summary::{Account, Quantiles, RunSummary, Validity};
-use super::{Outcome, RunResult, SNAPSHOT, Session, ledger};
+use super::{Outcome, RunResult, SNAPSHOT, Session, ledger, outage};
 
 /// Period in which a viewer's staleness is sampled, in µs.
 const SAMPLE_US: u32 = 100_000;
@@ -78,7 +78,9 @@ pub(super) fn summarize(file: &str, run: &RunResult) -> RunSummary {
     summary.deliveries_per_s = walk.deliveries as f64 / window_s;
     shares(&walk, &mut summary);
     costs(run, walk.deliveries, &mut summary);
-    heal_times(run, &mut summary);
+    let mut outages = outage::outages(run, &index);
+    summary.noticed_ms = median_and_max(&mut outages.noticed);
+    summary.healed_ms = median_and_max(&mut outages.healed);
     withhold_tail(run, &mut summary);
     judge(run, at(&walk.commit_to_arrival, 0.5), &mut summary);
     summary
@@ -327,28 +329,6 @@ fn costs(run: &RunResult, deliveries: u64, summary: &mut RunSummary) {
     }
 }
 
-/// From the loss of a session (the last marker before its end, or the end itself) to its notice and its heal.
-fn heal_times(run: &RunResult, summary: &mut RunSummary) {
-    let markers = run.header.observed.as_ref().map(|observed| &observed.markers[..]).unwrap_or_default();
-    let mut open: BTreeMap<u32, u64> = BTreeMap::new();
-    let (mut noticed, mut healed) = (Vec::new(), Vec::new());
-    for session in &run.header.sessions {
-        if let (Some(joined), Some(lost)) = (session.joined_us, open.get(&session.viewer)) {
-            healed.push(u64::from(joined).saturating_sub(*lost));
-            open.remove(&session.viewer);
-        }
-        let Some(ended) = session.ended_us.map(u64::from) else { continue };
-        if session.joined_us.is_none() || session.reason.as_deref() == Some("left") {
-            continue;
-        }
-        let marker = markers.iter().map(|marker| marker.at_us).filter(|at| *at <= ended).max();
-        noticed.extend(marker.map(|marker| ended - marker));
-        open.insert(session.viewer, marker.unwrap_or(ended));
-    }
-    summary.noticed_ms = median_and_max(&mut noticed);
-    summary.healed_ms = median_and_max(&mut healed);
-}
-
 fn median_and_max(us: &mut [u64]) -> Option<[f64; 2]> {
     us.sort_unstable();
     Some([us[us.len().checked_sub(1)? / 2] as f64 / 1e3, *us.last()? as f64 / 1e3])
@@ -479,7 +459,7 @@ mod tests {
     #[test]
     fn with_a_marker_noticing_and_healing_are_told_apart() {
         let mut run = good();
-        let markers = vec![Marker { at_us: 990_000, label: "pod killed".into() }];
+        let markers = vec![Marker { at_us: 990_000, label: "pod killed".into(), recovery: false }];
         run.header.observed = Some(Observed { markers, ..Observed::default() });
         let s = summarize("good", &run);
         close_to(s.noticed_ms.map(|n| n[0]), 10.0);

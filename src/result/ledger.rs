@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 
 use super::index::Index;
 use super::summary::Account;
-use super::{Outcome, RunResult, SNAPSHOT};
+use super::{GAVE_UP, Outcome, RunResult, SNAPSHOT};
 
 /// How far two readings of one machine's clock may seem out of order, in µs.
 const CLOCK_TOLERANCE_US: u32 = 1_000;
 
-/// How long a pod may go on writing to (and counting) a connection that its viewer has lost, in µs.
+/// How long a pod may go on writing to (and counting) a connection that its viewer has lost, in µs; in a run with a pod
+/// that was held, or a path that was black-holed, until the end: it learns of the loss only after that.
 const NOTICE_US: u32 = 2_000_000;
 
 /// Books every version that every session was to see, and checks every rule of RELIABILITY.md §7 that the file can decide.
@@ -206,16 +207,18 @@ fn check_sessions(
     for (i, session) in header.sessions.iter().enumerate() {
         last.insert(session.viewer, i);
     }
+    let held = header.observed.iter().flat_map(|observed| &observed.markers).any(|marker| marker.recovery);
     let mut slack = 0;
     for (session, cursor) in header.sessions.iter().zip(cursors) {
         if let (Some(ended), Some(cursor)) = (session.ended_us, cursor) {
-            let newest = index.newest_until(session.post, ended.saturating_add(NOTICE_US));
+            let notice = if held { u32::MAX } else { NOTICE_US };
+            let newest = index.newest_until(session.post, ended.saturating_add(notice));
             slack += u64::from(newest.saturating_sub(*cursor));
         }
     }
     for (viewer, i) in last {
         let session = &header.sessions[i];
-        if session.reason.as_deref() == Some("left") {
+        if session.reason.as_deref().is_some_and(|reason| reason == "left" || reason.starts_with(GAVE_UP)) {
             continue;
         }
         account.live_viewers += 1;

@@ -10,6 +10,8 @@ pub mod file;
 mod index;
 /// Joins likes, events and arrivals into classes and proves that nothing was lost or counted twice.
 pub mod ledger;
+/// Noticing and healing.
+mod outage;
 /// The figures of one run that reports compare.
 pub mod summary;
 /// A good history for tests to break.
@@ -144,6 +146,9 @@ pub struct RunConfig {
     pub slow_readers: u32,
     /// The heartbeat period the viewers expect, in seconds.
     pub heartbeat_s: f64,
+    /// What the SSE viewers emulate, if not a client that sees every byte: `native`, `watchdog`, `named-heartbeat`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sse_client: Option<String>,
 }
 
 impl Default for RunConfig {
@@ -165,6 +170,7 @@ impl Default for RunConfig {
             idempotent: false,
             slow_readers: 0,
             heartbeat_s: 10.0,
+            sse_client: None,
         }
     }
 }
@@ -195,7 +201,8 @@ pub struct Session {
     pub resumed_from: Option<u64>,
     /// When it ended; none: alive at the end of the run.
     pub ended_us: Option<u32>,
-    /// Why it ended: `left` (by plan), `eof`, `reset`, `silent` (no byte for two heartbeats), `refused`, `error`, or the server's own word.
+    /// Why it ended: `left` (by plan), `eof`, `reset`, `silent` (no byte for two heartbeats), `refused`, `error`, or the server's own word;
+    /// [`GAVE_UP`] and one of these: its emulated client does not come back (a native EventSource that was refused).
     pub reason: Option<String>,
     /// The pod that served it (response header `X-Pushlab-Pod`), if told.
     pub pod: Option<String>,
@@ -261,6 +268,10 @@ pub struct ArrivalColumns {
     pub at_us: Vec<u32>,
 }
 
+/// How the reason of a session begins whose viewer does not come back by its client's rules: no live viewer, and no fault
+/// of the server's, but a final value that was lost on somebody.
+pub const GAVE_UP: &str = "gave up: ";
+
 /// Top bit of [`ArrivalColumns::at_us`].
 pub const SNAPSHOT: u32 = 1 << 31;
 
@@ -296,6 +307,9 @@ pub struct GeneratorHealth {
     pub liker_connections: u32,
     /// See `viewer_connections`.
     pub fds: u32,
+    /// Likes sent once more because their outcome was unknown (idempotent runs), counted as often as that happened.
+    #[serde(default)]
+    pub retried: u64,
     /// Things that went wrong in the generator, in words; non-empty makes the run INVALID.
     pub problems: Vec<String>,
 }
@@ -360,6 +374,9 @@ pub struct Marker {
     pub at_us: u64,
     /// What.
     pub label: String,
+    /// It ends a fault (`released`, `started again`) instead of being one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recovery: bool,
 }
 
 /// Open viewer connections of one pod over time.

@@ -5,6 +5,7 @@ mod broker;
 mod checklists;
 mod compare;
 mod edge;
+mod faults;
 mod likes;
 mod load;
 mod page;

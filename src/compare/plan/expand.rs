@@ -7,9 +7,9 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
-use super::{Accel, Broken, Factor, Grid, Phases, Plan, Scenario, Schedule, Switch};
+use super::{Accel, Broken, Factor, FaultKind, Grid, Phases, Plan, Scenario, Schedule, SseClient, Switch};
 use crate::compare::edges::{Edge, EdgeConfig};
-use crate::domain::Arm;
+use crate::domain::{Arm, Transport};
 use crate::result::{self, PairRef};
 
 /// One run to be made.
@@ -43,6 +43,18 @@ pub struct Planned {
     pub accel: Accel,
     /// What the first pod does wrong.
     pub broken: Broken,
+    /// What fails.
+    pub fault: Option<FaultKind>,
+    /// How long it lasts.
+    pub hold: Duration,
+    /// Pods' `--anti-entropy`.
+    pub anti_entropy: Switch,
+    /// The generator's `--sse-client`.
+    pub sse_client: SseClient,
+    /// Stalled clients beside the viewers.
+    pub slow_readers: u32,
+    /// Heartbeat period.
+    pub heartbeat: Duration,
     /// Viewers that come and go: mean session length and σ.
     pub population: Option<(Duration, f64)>,
     /// Seed of its due times and choices; the same for all members of a block.
@@ -54,6 +66,7 @@ fn default_metric(question: &str) -> &'static str {
     match question {
         "Q4" => "figures.max_over_mean",
         "Q12" => "healed_ms.0",
+        "Q13" => "commit_to_arrival.p99",
         _ => "commit_to_arrival.p50",
     }
 }
@@ -126,9 +139,22 @@ impl Plan {
                             grid.max_age.iter().flat_map(|m| grid.accel.iter().map(move |a| (m, a)))
                         {
                             for &broken in &grid.broken {
-                                let edge = edge.clone();
-                                let make = Making { arm, edge, pods, posts, viewers, rate, max_age, accel, broken };
-                                cells.push(self.planned(grid, make));
+                                for variant in variants(grid, arm) {
+                                    let edge = edge.clone();
+                                    let make = Making {
+                                        arm,
+                                        edge,
+                                        pods,
+                                        posts,
+                                        viewers,
+                                        rate,
+                                        max_age,
+                                        accel,
+                                        broken,
+                                        variant,
+                                    };
+                                    cells.push(self.planned(grid, make));
+                                }
                             }
                         }
                     }
@@ -159,6 +185,17 @@ impl Plan {
         special("accel", "unset".into(), m.accel == Accel::No);
         special("broken", m.broken.name().into(), m.broken == Broken::None);
         special("retry503", "off".into(), m.edge.retry503);
+        let Variant { fault, anti_entropy, sse_client, slow_readers } = m.variant;
+        special("fault", fault.map_or("", FaultKind::name).into(), fault.is_none());
+        let switch = if anti_entropy == Switch::On { "on" } else { "off" };
+        special("anti_entropy", switch.into(), fault.is_none() && anti_entropy == Switch::On);
+        special("sse_client", sse_client.name().into(), sse_client == SseClient::Fetch);
+        special("slow_readers", slow_readers.to_string(), grid.scenario != Scenario::SlowConsumer);
+        let beat = humantime::format_duration(grid.heartbeat).to_string();
+        special("heartbeat", beat, grid.heartbeat == Duration::from_secs(10));
+        let usual = fault.map_or(Duration::ZERO, FaultKind::usual_hold);
+        let hold = if usual.is_zero() { usual } else { grid.hold.unwrap_or(usual) };
+        special("hold", humantime::format_duration(hold).to_string(), hold.is_zero());
         special("max_temp_file", m.edge.max_temp_file.clone().unwrap_or_default(), m.edge.max_temp_file.is_none());
         let likers = grid.likers.unwrap_or(m.rate.ceil().clamp(1.0, 1_000.0) as u32);
         let mut phases = grid.phases.unwrap_or(self.phases);
@@ -187,6 +224,12 @@ impl Plan {
             max_age: m.max_age,
             accel: m.accel,
             broken: m.broken,
+            fault,
+            hold,
+            anti_entropy,
+            sse_client,
+            slow_readers,
+            heartbeat: grid.heartbeat,
             population: grid.population_mean.map(|mean| (mean, grid.population_sigma)),
             seed: 0,
         }
@@ -203,6 +246,31 @@ struct Making {
     max_age: Duration,
     accel: Accel,
     broken: Broken,
+    variant: Variant,
+}
+
+/// What a cell does beside its load.
+#[derive(Clone, Copy)]
+struct Variant {
+    fault: Option<FaultKind>,
+    anti_entropy: Switch,
+    sse_client: SseClient,
+    slow_readers: u32,
+}
+
+/// Every combination of those; SSE clients only where SSE is delivered.
+fn variants(grid: &Grid, arm: Arm) -> Vec<Variant> {
+    let faults: Vec<_> =
+        if grid.fault.is_empty() { vec![None] } else { grid.fault.iter().copied().map(Some).collect() };
+    let clients = if arm.transport() == Transport::Sse { &grid.sse_client[..] } else { &[SseClient::Fetch] };
+    let mut all = Vec::new();
+    for &fault in &faults {
+        for (&anti_entropy, &sse_client) in grid.anti_entropy.iter().flat_map(|a| clients.iter().map(move |c| (a, c))) {
+            let slow = grid.slow_readers.iter();
+            all.extend(slow.map(|&slow_readers| Variant { fault, anti_entropy, sse_client, slow_readers }));
+        }
+    }
+    all
 }
 
 /// Edges with their switches; an edge that has no such switch is there once.
@@ -245,6 +313,7 @@ fn only(grid: &Grid, factor: Factor, level: usize) -> Grid {
         Factor::Viewers => one.viewers = vec![grid.viewers[level]],
         Factor::Rate => one.rate = vec![grid.rate[level]],
         Factor::MaxAge => one.max_age = vec![grid.max_age[level]],
+        Factor::SlowReaders => one.slow_readers = vec![grid.slow_readers[level]],
     }
     one
 }
@@ -344,6 +413,25 @@ mod tests {
     }
 
     #[test]
+    fn the_faults_plan_has_every_fault_on_both_transports_with_anti_entropy_on_and_off() {
+        let cells = preset("faults");
+        assert!(estimate(&cells) <= Duration::from_secs(25 * 60), "{:?}", estimate(&cells));
+        let rows: BTreeSet<_> = cells
+            .iter()
+            .filter(|cell| cell.sse_client == SseClient::Fetch)
+            .map(|c| (c.fault.unwrap().name(), c.arm.transport(), c.anti_entropy == Switch::On))
+            .collect();
+        assert_eq!(rows.len(), 9 * 2 * 2);
+        for client in [SseClient::Native, SseClient::Watchdog, SseClient::NamedHeartbeat] {
+            assert!(cells.iter().any(|cell| cell.sse_client == client && cell.fault == Some(FaultKind::PodHang)));
+        }
+        for cell in &cells {
+            let end = Duration::from_secs(2) + cell.hold + Duration::from_secs(2);
+            assert!(cell.hold.is_zero() || cell.phases.measure >= end, "{}", cell.cell.id);
+        }
+    }
+
+    #[test]
     fn the_seed_plan_is_the_notes_matrix_and_one_cell_more_per_arm() {
         let cells = preset("seed");
         let of_the_notes: Vec<_> = cells.iter().filter(|cell| cell.posts == 1).collect();
@@ -379,7 +467,7 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_the_order_is_the_seed() {
-        for plan in ["quick", "seed", "full"] {
+        for plan in ["quick", "seed", "full", "faults"] {
             let cells = preset(plan);
             let names: BTreeSet<_> = cells.iter().map(|cell| &cell.cell.id).collect();
             assert_eq!(names.len(), cells.len(), "{plan}");

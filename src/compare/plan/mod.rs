@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::edges::Edge;
 use crate::domain::Arm;
+pub use crate::load::SseClient;
 
 /// From grids to cells: crossing, blocks, order, duration.
 pub mod expand;
@@ -17,10 +18,11 @@ pub mod expand;
 pub use expand::{Planned, estimate};
 
 /// Plans that come with the program: name → text.
-pub const PRESETS: [(&str, &str); 3] = [
+pub const PRESETS: [(&str, &str); 4] = [
     ("quick", include_str!("../plans/quick.toml")),
     ("seed", include_str!("../plans/seed.toml")),
     ("full", include_str!("../plans/full.toml")),
+    ("faults", include_str!("../plans/faults.toml")),
 ];
 
 /// A plan.
@@ -86,8 +88,10 @@ pub enum Scenario {
     Balance,
     /// Viewers that come and go while a pod answers fast and wrongly.
     BrokenPod,
-    /// kill -9 of a pod.
-    Kill,
+    /// Something fails under load: `fault`.
+    Faults,
+    /// Clients that read their snapshot and then nothing, among viewers that do: `slow_readers`.
+    SlowConsumer,
 }
 
 impl Scenario {
@@ -100,7 +104,73 @@ impl Scenario {
             Self::SlowReader => "slow-reader",
             Self::Balance => "balance",
             Self::BrokenPod => "broken-pod",
-            Self::Kill => "kill",
+            Self::Faults => "faults",
+            Self::SlowConsumer => "slow-consumer",
+        }
+    }
+}
+
+/// What fails (`faults`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FaultKind {
+    /// The NATS server is killed and, after `hold`, started again.
+    NatsRestart,
+    /// The NATS server is stopped (SIGSTOP) for `hold`.
+    NatsStop,
+    /// The database is killed and, after `hold`, started again.
+    DatabaseRestart,
+    /// kill -9 of one pod.
+    PodKill,
+    /// One pod is stopped (SIGSTOP) for `hold`.
+    PodHang,
+    /// One pod is told to end, and drains.
+    PodTerm,
+    /// The proxy reads its configuration again.
+    ProxyReload,
+    /// No packet passes between the edge and one pod for `hold`.
+    BlackholeEdgePod,
+    /// No packet passes between viewers and the edge for `hold`.
+    BlackholeViewerEdge,
+}
+
+impl FaultKind {
+    /// Its name in plans, levels and files.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NatsRestart => "nats-restart",
+            Self::NatsStop => "nats-stop",
+            Self::DatabaseRestart => "database-restart",
+            Self::PodKill => "pod-kill",
+            Self::PodHang => "pod-hang",
+            Self::PodTerm => "pod-term",
+            Self::ProxyReload => "proxy-reload",
+            Self::BlackholeEdgePod => "blackhole-edge-pod",
+            Self::BlackholeViewerEdge => "blackhole-viewer-edge",
+        }
+    }
+
+    /// Whether only the viewers of one pod can feel it.
+    #[must_use]
+    pub const fn is_of_a_pod(self) -> bool {
+        matches!(self, Self::PodKill | Self::PodHang | Self::PodTerm | Self::BlackholeEdgePod)
+    }
+
+    /// Whether packets are dropped, which needs a network of the lab's own.
+    #[must_use]
+    pub const fn needs_namespace(self) -> bool {
+        matches!(self, Self::BlackholeEdgePod | Self::BlackholeViewerEdge)
+    }
+
+    /// How long it lasts unless the plan says it; zero for what has no end.
+    #[must_use]
+    pub const fn usual_hold(self) -> Duration {
+        match self {
+            Self::NatsRestart | Self::DatabaseRestart => Duration::from_secs(1),
+            Self::NatsStop | Self::BlackholeEdgePod | Self::BlackholeViewerEdge => Duration::from_secs(10),
+            Self::PodHang => Duration::from_secs(60),
+            Self::PodKill | Self::PodTerm | Self::ProxyReload => Duration::ZERO,
         }
     }
 }
@@ -163,6 +233,25 @@ pub struct Grid {
     /// What the first pod does wrong (`broken-pod`).
     #[serde(default = "sound")]
     pub broken: Vec<Broken>,
+    /// What fails (`faults`).
+    #[serde(default)]
+    pub fault: Vec<FaultKind>,
+    /// How long a fault lasts that has an end; absent: 1 s until a killed server is started again, 10 s for a stopped NATS
+    /// and a black-holed path, 60 s for a hung pod.
+    #[serde(default, deserialize_with = "optional_duration")]
+    pub hold: Option<Duration>,
+    /// Whether pods read quiet posts again.
+    #[serde(default = "on")]
+    pub anti_entropy: Vec<Switch>,
+    /// What SSE viewers emulate; one cell only for arms that deliver over STOMP.
+    #[serde(default = "fetch")]
+    pub sse_client: Vec<SseClient>,
+    /// Stalled clients beside the viewers (`slow-consumer`).
+    #[serde(default = "none_slow")]
+    pub slow_readers: Vec<u32>,
+    /// Heartbeat period of pods, which viewers expect too.
+    #[serde(default = "ten_seconds", deserialize_with = "duration")]
+    pub heartbeat: Duration,
     /// Viewers that come and go: mean session length.
     #[serde(default, deserialize_with = "optional_duration")]
     pub population_mean: Option<Duration>,
@@ -194,6 +283,8 @@ pub enum Factor {
     Rate,
     /// `max_age`.
     MaxAge,
+    /// `slow_readers`.
+    SlowReaders,
 }
 
 impl Factor {
@@ -209,6 +300,7 @@ impl Factor {
             Self::Viewers => "viewers",
             Self::Rate => "rate",
             Self::MaxAge => "max_age",
+            Self::SlowReaders => "slow_readers",
         }
     }
 }
@@ -281,7 +373,7 @@ impl Plan {
             None if Path::new(name).extension().is_some_and(|e| e == "toml") => {
                 std::fs::read_to_string(name).with_context(|| format!("cannot read the plan {name}"))?
             }
-            None => bail!("there is no plan {name:?}; give quick, seed, full or a file that ends in .toml"),
+            None => bail!("there is no plan {name:?}; give quick, seed, full, faults or a file that ends in .toml"),
         };
         let plan = Self::parse(&text).with_context(|| format!("the plan {name} is not usable"))?;
         Ok((plan, text))
@@ -297,6 +389,13 @@ impl Plan {
             if let Err((field, why)) = grid.check() {
                 let place = line_of(text, number, field);
                 bail!("line {place}, [[cells]] number {}, field `{field}`: {why}", number + 1);
+            }
+            let window = grid.phases.unwrap_or(plan.phases).measure;
+            let longest = grid.fault.iter().map(|fault| grid.hold.unwrap_or_else(|| fault.usual_hold())).max();
+            if longest.is_some_and(|hold| !hold.is_zero() && window < hold + Duration::from_secs(4)) {
+                let place = line_of(text, number, if grid.hold.is_some() { "hold" } else { "fault" });
+                let why = "the window must be 4 s longer than the fault lasts: give `hold`, or longer `phases`";
+                bail!("line {place}, [[cells]] number {}: {why}", number + 1);
             }
         }
         if plan.cells.is_empty() {
@@ -326,6 +425,9 @@ impl Grid {
             ("retry503", self.retry503.is_empty()),
             ("max_temp_file", self.max_temp_file.is_empty()),
             ("broken", self.broken.is_empty()),
+            ("anti_entropy", self.anti_entropy.is_empty()),
+            ("sse_client", self.sse_client.is_empty()),
+            ("slow_readers", self.slow_readers.is_empty()),
         ];
         if let Some((field, _)) = empty.into_iter().find(|(_, empty)| *empty) {
             return Err((field, "the list is empty; leave it out for its default".into()));
@@ -378,8 +480,19 @@ impl Grid {
         if matches!(self.scenario, Scenario::Balance | Scenario::BrokenPod) && self.population_mean.is_none() {
             return Err(("population_mean", "this scenario needs the mean session length, for example \"60s\"".into()));
         }
-        if self.scenario == Scenario::Kill && self.pods.iter().any(|pods| *pods < 2) {
-            return Err(("pods", "killing one of them needs at least 2".into()));
+        if (self.scenario == Scenario::Faults) == self.fault.is_empty() {
+            let why = "what fails, for example [\"pod-kill\"]: for the scenario `faults`, and for no other";
+            return Err(("fault", why.into()));
+        }
+        if self.fault.iter().any(|fault| fault.is_of_a_pod()) && self.pods.iter().any(|pods| *pods < 2) {
+            return Err(("pods", "a fault of one of them needs at least 2".into()));
+        }
+        let edged = [FaultKind::ProxyReload, FaultKind::BlackholeEdgePod, FaultKind::BlackholeViewerEdge];
+        if self.fault.iter().any(|fault| edged.contains(fault)) && !self.edge.iter().all(|edge| edge.buffers()) {
+            return Err(("edge", "a reload of the proxy, or a path from or to it, needs nginx".into()));
+        }
+        if self.heartbeat < Duration::from_secs(1) {
+            return Err(("heartbeat", "at least 1s".into()));
         }
         Ok(())
     }
@@ -394,6 +507,7 @@ impl Grid {
             Factor::Viewers => self.viewers.len(),
             Factor::Rate => self.rate.len(),
             Factor::MaxAge => self.max_age.len(),
+            Factor::SlowReaders => self.slow_readers.len(),
         }
     }
 }
@@ -459,6 +573,15 @@ fn default_temp() -> Vec<String> {
 }
 fn sound() -> Vec<Broken> {
     vec![Broken::None]
+}
+fn none_slow() -> Vec<u32> {
+    vec![0]
+}
+fn fetch() -> Vec<SseClient> {
+    vec![SseClient::Fetch]
+}
+fn ten_seconds() -> Duration {
+    Duration::from_secs(10)
 }
 fn sigma() -> f64 {
     1.0

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use crate::compare::faults::{Fault, Step};
+use crate::compare::faults::{Fault, Step, Target};
 use crate::compare::plan::Planned;
 use crate::result::{Observed, PodConnections, RunResult, SNAPSHOT};
 
@@ -66,7 +66,7 @@ const BROKEN: &str = "pod-1";
 /// The broken pod is taken away when the window ends, so that every viewer can end on the final value.
 #[must_use]
 pub fn steps_broken(planned: &Planned) -> Vec<Step> {
-    vec![Step { at: planned.phases.measure, fault: Fault::Kill(BROKEN.into()) }]
+    vec![Step { at: planned.phases.measure, fault: Fault::Kill(Target::Pod(BROKEN.into())) }]
 }
 
 /// Figures of a cell in which a pod answers fast and wrongly: whom it attracts, and who notices. A pod that refuses says
@@ -181,7 +181,7 @@ mod tests {
             vec![viewer(1, "a"), viewer(10_000_100, "a"), viewer(11_000_000, "c"), viewer(12_000_000, "c")];
         let filling = pod("c", 11, &[0, 5, 10, 20, 25, 25, 25, 25, 25]);
         run.header.observed = Some(Observed {
-            markers: vec![Marker { at_us: 10_000_000, label: "c added".into() }],
+            markers: vec![Marker { at_us: 10_000_000, label: "c added".into(), recovery: false }],
             connections: vec![pod("a", 0, &[30; 20]), pod("b", 0, &[30; 20]), filling],
             ..Observed::default()
         });

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::compare::calibrate::create_posts;
 use crate::compare::observe::{scrape, sum};
 use crate::compare::plan::Planned;
-use crate::compare::stack::{Deployment, HEARTBEAT, Stack};
+use crate::compare::stack::{Deployment, Stack};
 use crate::domain::{PostId, Update, unix_micros};
 use crate::result::{FORMAT, Header, Observed, Outcome, RunConfig, RunResult, SNAPSHOT, Session};
 
@@ -181,7 +181,7 @@ fn header(
         posts: 1,
         schedule: "uniform".into(),
         measure_s: Duration::from_micros(liked.into()).as_secs_f64(),
-        heartbeat_s: humantime::parse_duration(HEARTBEAT).map_or(0.0, |period| period.as_secs_f64()),
+        heartbeat_s: planned.heartbeat.as_secs_f64(),
         ..RunConfig::default()
     };
     Header {

@@ -10,11 +10,11 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::compare::faults::{Fault, Step};
+use crate::compare::faults::{Fault, Step, Target};
 use crate::compare::observe::{Gauges, Window, counters};
-use crate::compare::plan::{Planned, Scenario, Schedule};
+use crate::compare::plan::{FaultKind, Planned, Scenario, Schedule};
 use crate::compare::stack::guardian::Spawn;
-use crate::compare::stack::{Cpus, Deployment, HEARTBEAT, Stack};
+use crate::compare::stack::{Cpus, Deployment, Stack};
 use crate::domain::unix_micros;
 use crate::result::{Marker, Observed, PodCounters, RunResult, file};
 
@@ -30,7 +30,7 @@ struct Phase {
 /// # Errors
 /// When the generator could not run, or `shutdown`.
 pub async fn run(
-    stack: &Stack,
+    stack: &mut Stack,
     deployment: &mut Deployment,
     planned: &Planned,
     steps: Vec<Step>,
@@ -39,14 +39,15 @@ pub async fn run(
     let folder = stack.guardian.folder().to_owned();
     let (out, log) = (folder.join("load.run.gz"), folder.join("load.log"));
     let _ = (std::fs::remove_file(&out), std::fs::remove_file(&log));
-    let args = load_args(&deployment.base_urls(), &deployment.admin_urls(), &stack.cpus, planned, &out);
+    let (base, streams) = ways(deployment, planned);
+    let args = load_args(&base, &streams, &deployment.admin_urls(), &stack.cpus, planned, &out);
     let spawn = Spawn { program: stack.pushlab.clone(), args, log, lines: true, ..Spawn::default() };
     let before = deployment.pods.clone();
     let gauges = Gauges::start(before.clone());
     let mut load = stack.guardian.spawn(spawn).await?;
     let (mut observed, mut steps) = (Observed::default(), VecDeque::from(steps));
     let (mut window, mut begun) = (None, None::<Instant>);
-    let mut last_words: Vec<PodCounters> = Vec::new();
+    let (mut last_words, mut in_vain): (Vec<PodCounters>, Vec<String>) = Default::default();
     // Inputs: the generator's phase lines, the next step's moment, shutdown.
     loop {
         let next = begun.and_then(|begun| Some(begun + steps.front()?.at));
@@ -67,19 +68,20 @@ pub async fn run(
             }
             () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
                 let Some(step) = steps.pop_front() else { continue };
-                if let Fault::Kill(name) | Fault::Restart(name) = &step.fault {
+                if let Fault::Kill(Target::Pod(name)) | Fault::Terminate(Target::Pod(name)) = &step.fault {
                     for pod in deployment.pods.iter().filter(|pod| pod.name == *name) {
                         last_words.push(counters(&pod.admin).await);
                     }
                 }
                 let at_us = unix_micros();
-                let label = step.fault.inject(stack, deployment, planned).await.context("the fault could not be done")?;
-                if let (Fault::AddPod | Fault::Restart(_), Some(pod)) = (&step.fault, deployment.pods.last()) {
+                let done = step.fault.inject(stack, deployment, planned).await.context("the fault could not be done")?;
+                if let (Fault::AddPod, Some(pod)) = (&step.fault, deployment.pods.last()) {
                     gauges.add(pod.clone());
                 }
                 // A kill takes hold at once; a pod that is added is there once the edge knows it.
-                let at_us = if matches!(step.fault, Fault::AddPod) { unix_micros() } else { at_us };
-                observed.markers.push(Marker { at_us, label });
+                let at_us = if step.fault.counts_from_its_end() { unix_micros() } else { at_us };
+                observed.markers.push(Marker { at_us, label: done.label, recovery: step.fault.is_recovery() });
+                in_vain.extend(done.in_vain);
             }
             () = shutdown.cancelled() => {
                 let _ = stack.guardian.signal(load.pid, Signal::SIGKILL).await;
@@ -110,6 +112,7 @@ pub async fn run(
     if !steps.is_empty() {
         run.header.generator.problems.push("the fault did not fire: the window ended before".into());
     }
+    run.header.generator.problems.extend(in_vain.into_iter().map(|why| format!("the fault did not fire: {why}")));
     if let Some(generator) = observed.processes.iter_mut().find(|process| process.name == "generator") {
         // Keeping its core awake is no work.
         generator.user_s = (generator.user_s - run.header.generator.awake_s).max(0.0);
@@ -126,9 +129,22 @@ fn watched(stack: &Stack, deployment: &Deployment, generator: i32) -> Vec<(Strin
     watched
 }
 
+/// Where likes go, and where streams go if elsewhere: while the path between viewers and edge is black, likes go straight
+/// to the pods, so that there is something to miss.
+fn ways(deployment: &Deployment, planned: &Planned) -> (Vec<String>, Vec<String>) {
+    let base = deployment.base_urls();
+    match planned.fault {
+        Some(FaultKind::BlackholeViewerEdge) => {
+            (deployment.pods.iter().map(|pod| format!("http://{}", pod.listen)).collect(), base)
+        }
+        _ => (base, Vec::new()),
+    }
+}
+
 /// The generator's command line. The lines of two arms differ in `--arm` alone; a test holds it to that.
 pub(in crate::compare) fn load_args(
     base: &[String],
+    streams: &[String],
     admin: &[String],
     cpus: &Cpus,
     planned: &Planned,
@@ -137,6 +153,9 @@ pub(in crate::compare) fn load_args(
     let mut args = vec!["load".to_owned()];
     let mut flag = |name: &str, value: String| args.extend([format!("--{name}"), value]);
     flag("base-url", base.join(","));
+    if !streams.is_empty() {
+        flag("stream-url", streams.join(","));
+    }
     if !admin.is_empty() {
         flag("admin-url", admin.join(","));
     }
@@ -150,7 +169,8 @@ pub(in crate::compare) fn load_args(
     flag("measure", ms(planned.phases.measure));
     flag("cooldown", ms(planned.phases.cooldown));
     flag("seed", planned.seed.to_string());
-    flag("heartbeat", HEARTBEAT.into());
+    flag("heartbeat", ms(planned.heartbeat));
+    flag("sse-client", planned.sse_client.name().into());
     flag("progress", "none".into());
     if !cpus.generator.is_empty() {
         flag("cpus", cpus.generator.iter().map(usize::to_string).collect::<Vec<_>>().join(","));
@@ -159,8 +179,11 @@ pub(in crate::compare) fn load_args(
         flag("population-mean", ms(mean));
         flag("population-sigma", sigma.to_string());
     }
+    if planned.slow_readers > 0 {
+        flag("slow-readers", planned.slow_readers.to_string());
+    }
     flag("out", out.display().to_string());
-    if planned.scenario == Scenario::Kill {
+    if planned.scenario == Scenario::Faults {
         args.push("--idempotent".into());
     }
     args

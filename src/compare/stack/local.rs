@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::guardian::Spawn;
 use super::processes::Process;
 use super::{Deployment, Pod, Stack};
-use crate::compare::plan::{Accel, Broken, Planned, Scenario};
+use crate::compare::plan::{Accel, Broken, FaultKind, Planned, Scenario, Switch};
 
 /// A pod's word that it serves.
 #[derive(Debug, Deserialize)]
@@ -25,15 +25,19 @@ pub fn serve_args(planned: &Planned) -> Vec<String> {
     let max_age = format!("{}ms", planned.max_age.as_millis());
     let mut args = vec!["serve"];
     args.extend(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
-    args.extend(["--heartbeat", HEARTBEAT, "--accel-buffering", accel, "--max-age", &max_age]);
+    let heartbeat = format!("{}ms", planned.heartbeat.as_millis());
+    args.extend(["--heartbeat", &heartbeat, "--accel-buffering", accel, "--max-age", &max_age]);
+    if planned.anti_entropy == Switch::Off {
+        args.extend(["--anti-entropy", "off"]);
+    }
+    if planned.fault == Some(FaultKind::PodTerm) {
+        args.extend(["--drain", "3s", "--drain-grace", "1s"]); // within the cell's window
+    }
     if planned.scenario == Scenario::Buffering {
         args.extend(["--drain", "0s", "--drain-grace", "0s"]); // its streams end at the first word
     }
     args.into_iter().map(String::from).collect()
 }
-
-/// Heartbeat period of pods, which the generator expects too.
-pub const HEARTBEAT: &str = "10s";
 
 pub(super) async fn deploy(stack: &Stack, planned: &Planned) -> anyhow::Result<Deployment> {
     let names: Vec<_> = (1..=planned.pods).map(|number| format!("pod-{number}")).collect();

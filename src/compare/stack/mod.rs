@@ -18,7 +18,7 @@ mod embedded;
 pub mod guardian;
 /// Real servers, one child process per pod.
 mod local;
-pub use local::{HEARTBEAT, serve_args};
+pub use local::serve_args;
 /// The lab's side of the guardian.
 pub mod processes;
 /// Something that runs already.
@@ -173,21 +173,6 @@ impl Stack {
         let edge = deployment.edge.as_ref().context("without an edge nobody would go to the new pod")?;
         let how = edge.set_pods(&self.guardian, &deployment.addresses()).await?;
         Ok((name, how))
-    }
-
-    /// Starts a new pod in the place of one that ended, and tells the edge.
-    ///
-    /// # Errors
-    /// When it does not serve.
-    pub async fn replace_pod(&self, deployment: &mut Deployment, planned: &Planned, name: &str) -> anyhow::Result<()> {
-        let (pod, process) = local::pod(self, planned, name).await?;
-        deployment.pods.retain(|pod| pod.name != name);
-        deployment.pods.push(pod);
-        deployment.processes.push(process);
-        if let Some(edge) = &deployment.edge {
-            edge.set_pods(&self.guardian, &deployment.addresses()).await?;
-        }
-        Ok(())
     }
 
     /// Ends pods and edge of a cell and waits for their ends.

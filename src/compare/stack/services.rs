@@ -122,6 +122,9 @@ pub struct Running {
     pub port: u16,
 }
 
+/// The database's data folder, below the guardian's.
+pub const DATABASE_FOLDER: &str = "mariadb";
+
 /// A port of 127.0.0.1 that is free now.
 ///
 /// # Errors
@@ -193,7 +196,7 @@ pub async fn nats_at(guardian: &Guardian, port: u16, cpus: &[usize]) -> anyhow::
 /// When it is not installed or does not serve.
 pub async fn mariadb(guardian: &Guardian, cpus: &[usize]) -> anyhow::Result<Running> {
     let program = Service::MariaDb.require()?;
-    let data = guardian.folder().join("mariadb");
+    let data = guardian.folder().join(DATABASE_FOLDER);
     if !data.exists() {
         install_database(&program, &data).await?;
     }

@@ -74,6 +74,8 @@ pub(super) struct Liked {
     pub(super) likes: LikeColumns,
     /// Sent (or, with no user free, ready to be sent) − due, in µs, within the window.
     pub(super) lag: Histogram<u64>,
+    /// Times a like was sent once more because its outcome was unknown.
+    pub(super) retried: u64,
 }
 
 impl Likers {

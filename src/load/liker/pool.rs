@@ -151,7 +151,13 @@ impl Pool {
     /// A like ended.
     fn finish(&mut self, like: u32, outcome: Outcome, version: u32, at_us: u32) {
         let slot = like as usize;
-        if outcome == Outcome::Unknown && self.options.keys.is_some() {
+        // A refusal says nothing of an earlier try whose outcome is unknown.
+        let open = match outcome {
+            Outcome::Unknown => self.options.keys.is_some(),
+            Outcome::Failed => self.tries.get(slot).is_some_and(|tries| *tries > 0),
+            Outcome::Ok | Outcome::Unsent => false,
+        };
+        if open {
             let tries = u32::from(self.tries[slot]);
             self.tries[slot] = self.tries[slot].saturating_add(1);
             let at = self.shared.clock.now() + self.jitter_us(tries);
@@ -322,6 +328,7 @@ impl Pool {
             }
         }
         let lag = Histogram::new_from(&self.lag);
-        Liked { likes: std::mem::take(&mut self.likes), lag: std::mem::replace(&mut self.lag, lag) }
+        let retried = self.tries.iter().map(|tries| u64::from(*tries)).sum();
+        Liked { likes: std::mem::take(&mut self.likes), lag: std::mem::replace(&mut self.lag, lag), retried }
     }
 }

@@ -16,8 +16,8 @@ pub(super) struct Link {
     pub(super) connected: bool,
     /// A slow reader that stalls.
     pub(super) stalled: bool,
-    /// Times of the last byte in and of the last heart-beat out.
-    pub(super) last_read_us: u32,
+    /// Times of the last sign of life that its client can see, and of the last heart-beat out.
+    pub(super) last_life_us: u32,
     pub(super) last_beat_us: u32,
     /// What could not be written yet.
     pub(super) outbox: Vec<u8>,

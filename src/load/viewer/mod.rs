@@ -19,6 +19,7 @@ use mio::Waker;
 
 pub(super) use population::{Visit, visits};
 
+use super::config::SseClient;
 use super::limits;
 use super::recorder::{Recorder, Shared};
 use super::target::Target;
@@ -40,6 +41,8 @@ pub(super) struct ViewerOptions {
     pub(super) connect_rate: u32,
     /// Whether a compressed stream is accepted (SSE).
     pub(super) gzip: bool,
+    /// What an SSE viewer notices, and when it comes back.
+    pub(super) client: SseClient,
     /// Seed of back-off jitter.
     pub(super) seed: u64,
 }

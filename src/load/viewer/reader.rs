@@ -16,16 +16,19 @@ use rand::{RngExt, SeedableRng};
 use super::link::Link;
 use super::{Behind, Command, ViewerOptions, Visit};
 use crate::domain::Update;
+use crate::load::config::SseClient;
 use crate::load::recorder::{Recorder, Shared};
 use crate::load::socket::{self, StampedReader};
 use crate::load::wire::{Ask, Ended, Wire};
-use crate::result::Session;
+use crate::result::{GAVE_UP, Session};
 
 const WAKE: Token = Token(usize::MAX);
 /// Longest wait for events, so that a command cannot be missed for long.
 const TICK: Duration = Duration::from_millis(100);
 /// Back-off of reconnects: full jitter below a bound that doubles from the first to the last.
 const BACKOFF_MS: (u32, u32) = (100, 2_000);
+/// A native EventSource's wait before it reconnects, unless the stream named one by `retry:`.
+const NATIVE_RETRY_MS: u32 = 3_000;
 /// A slow reader's receive buffer, in bytes: its stall reaches the sender soon.
 const SLOW_BUFFER: usize = 4_096;
 
@@ -51,6 +54,8 @@ struct Viewer {
     /// The last version and id seen by any of its sessions.
     last_version: Option<u32>,
     last_id: String,
+    /// The last `retry:` seen by any of its sessions, in ms.
+    retry_ms: Option<u32>,
     /// Left for good.
     gone: bool,
 }
@@ -93,6 +98,7 @@ impl Reader {
             attempts: 0,
             last_version: None,
             last_id: String::new(),
+            retry_ms: None,
             gone: false,
         };
         let queue = visits.iter().enumerate().filter(|(_, v)| v.arrives_us.is_none()).map(|(i, _)| i).collect();
@@ -180,7 +186,7 @@ impl Reader {
         for i in 0..self.viewers.len() {
             let Some(link) = &mut self.viewers[i].link else { continue };
             if std::mem::take(&mut link.stalled) {
-                link.last_read_us = self.shared.clock.now();
+                link.last_life_us = self.shared.clock.now();
                 // What waits in the socket raises no further edge.
                 if let Err(ended) = self.serve(i, true, true, true) {
                     self.lose(i, &ended);
@@ -282,6 +288,7 @@ impl Reader {
             last_id: &viewer.last_id,
             heartbeat_ms: u32::try_from(self.options.heartbeat.as_millis()).unwrap_or(u32::MAX),
             gzip: self.options.gzip,
+            named_beats: self.options.client == SseClient::NamedHeartbeat,
         };
         let mut outbox = Vec::new();
         let wire = Wire::open(&ask, &mut outbox);
@@ -299,7 +306,7 @@ impl Reader {
         self.shared.open.fetch_add(1, Ordering::Relaxed);
         let (stalled, connected) = (false, false);
         viewer.link =
-            Some(Link { stream, wire, session, connected, stalled, last_read_us: now, last_beat_us: now, outbox });
+            Some(Link { stream, wire, session, connected, stalled, last_life_us: now, last_beat_us: now, outbox });
         self.timers.push(Reverse((now + half, i, Timer::Look(viewer.generation))));
         Ok(())
     }
@@ -341,7 +348,6 @@ impl Reader {
         let at = read.stamp.map_or(now, |stamp| self.shared.clock.of_stamp(stamp));
         let viewer = &mut self.viewers[i];
         let Some(link) = &mut viewer.link else { return Ok(()) };
-        link.last_read_us = now;
         if self.shared.measured(at) {
             self.recorder.stamp_to_read.saturating_record(u64::from(now.saturating_sub(at)));
             self.recorder.received_bytes += read.len as u64;
@@ -353,6 +359,7 @@ impl Reader {
         let (last_version, last_id) = (&mut viewer.last_version, &mut viewer.last_id);
         let (mut updates, mut joined) = (0, false);
         let wanted = self.options.posts[post];
+        let beats = link.wire.named_beats;
         let done = link.wire.feed(self.stamped.bytes(read.len), &mut link.outbox, |body, id| {
             if memo.0 != body {
                 memo.0.clear();
@@ -369,6 +376,11 @@ impl Reader {
             last_id.clear();
             last_id.push_str(id);
         });
+        let events = updates > 0 || link.wire.named_beats > beats;
+        // A page on EventSource is shown events and no comments; the others see every byte.
+        if events || !matches!(self.options.client, SseClient::Watchdog | SseClient::NamedHeartbeat) {
+            link.last_life_us = now;
+        }
         self.shared.updates.fetch_add(updates, Ordering::Relaxed);
         if joined {
             self.recorder.sessions[session].pod.clone_from(&link.wire.pod);
@@ -385,7 +397,8 @@ impl Reader {
         let (beat, half) = (self.beat(), self.half_beat());
         let viewer = &mut self.viewers[i];
         let Some(link) = viewer.link.as_mut().filter(|_| viewer.generation == generation) else { return };
-        if !link.stalled && now.saturating_sub(link.last_read_us) > beat.saturating_mul(2) {
+        let watched = self.options.client != SseClient::Native && !link.stalled;
+        if watched && now.saturating_sub(link.last_life_us) > beat.saturating_mul(2) {
             return self.lose(i, &Ended::new("silent"));
         }
         if now.saturating_sub(link.last_beat_us) >= half {
@@ -402,10 +415,24 @@ impl Reader {
     /// A connection ended without being asked to: it is booked, and the viewer comes back after a back-off.
     fn lose(&mut self, i: usize, ended: &Ended) {
         self.shared.losses.fetch_add(1, Ordering::Relaxed);
+        let native = self.options.client == SseClient::Native;
+        let viewer = &mut self.viewers[i];
+        viewer.retry_ms = viewer.link.as_ref().and_then(|link| link.wire.eof().retry_ms).or(viewer.retry_ms);
+        let refused = ended.reason == "refused" || ended.reason.starts_with("error: content-type");
+        if native && refused && viewer.link.as_ref().is_some_and(|link| link.wire.answered) {
+            viewer.gone = true;
+            return self.end(i, &format!("{GAVE_UP}{}", ended.reason));
+        }
         self.end(i, &ended.reason);
         let viewer = &self.viewers[i];
         if viewer.gone {
             return;
+        }
+        if native {
+            // The last `retry:` of any of its streams, else what Chromium takes; no jitter of its own.
+            let wait_ms = viewer.retry_ms.unwrap_or(NATIVE_RETRY_MS).min(60_000);
+            let at = self.shared.clock.now().saturating_add(wait_ms * 1_000);
+            return self.timers.push(Reverse((at, i, Timer::Connect)));
         }
         let bound = BACKOFF_MS.0.saturating_mul(1 << viewer.attempts.min(10)).min(BACKOFF_MS.1);
         // The server's wish comes on top of the jitter: not all of those it sent away come at one instant.

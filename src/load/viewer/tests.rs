@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{Behind, ViewerOptions, Viewers, visits};
 use crate::domain::{LikesChanged, LikesState, PostId, Transport, Update, Version};
+use crate::load::config::SseClient;
 use crate::load::recorder::{Shared, merge};
 use crate::load::target::Target;
 use crate::proto::sse;
@@ -14,6 +15,10 @@ use crate::proto::sse;
 const POST: PostId = PostId::new(7).unwrap();
 
 fn start(listener: &TcpListener, viewers: u32) -> Viewers {
+    start_as(SseClient::Fetch, listener, viewers)
+}
+
+fn start_as(client: SseClient, listener: &TcpListener, viewers: u32) -> Viewers {
     let options = ViewerOptions {
         transport: Transport::Sse,
         targets: vec![Target::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap()],
@@ -21,6 +26,7 @@ fn start(listener: &TcpListener, viewers: u32) -> Viewers {
         heartbeat: Duration::from_millis(200),
         connect_rate: 500,
         gzip: false,
+        client,
         seed: 1,
     };
     let visits = visits(viewers, 0, None, Duration::from_secs(1), 1);
@@ -117,4 +123,67 @@ fn events_cut_anywhere_and_events_in_one_segment_are_all_booked() {
     wait_until_all_on(&viewers, 40);
     let (.., arrivals) = merge(viewers.stop().unwrap());
     assert_eq!(arrivals.version, (0..=40).collect::<Vec<_>>());
+}
+
+/// Four heartbeat periods with only this on the stream, or until it is given up.
+fn beats(stream: &mut TcpStream, beat: &str) {
+    for _ in 0..10 {
+        if stream.write_all(&sse::chunk(beat.as_bytes())).is_err() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(80));
+    }
+}
+
+#[test]
+fn a_native_event_source_comes_back_to_a_broken_stream_waits_in_silence_and_gives_up_when_refused() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let viewers = start_as(SseClient::Native, &listener, 1);
+    let (mut broken, _) = request(&listener);
+    begin(&mut broken, 0);
+    broken.write_all(&sse::chunk(b"retry: 50\n")).unwrap();
+    send(&mut broken, &change(1));
+    wait_until_all_on(&viewers, 1);
+    drop(broken);
+
+    let (mut silent, head) = request(&listener);
+    assert!(head.contains("Last-Event-ID: 00000001.1"), "{head}");
+    begin(&mut silent, 1);
+    // Five heartbeat periods without a byte, and it is still there.
+    std::thread::sleep(Duration::from_secs(1));
+    send(&mut silent, &change(2));
+    wait_until_all_on(&viewers, 2);
+    drop(silent);
+
+    let (mut busy, _) = request(&listener);
+    busy.write_all(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n").unwrap();
+    // Who gave up is behind nothing.
+    wait_until_all_on(&viewers, 99);
+    let (sessions, ..) = merge(viewers.stop().unwrap());
+    let reasons: Vec<_> = sessions.iter().map(|s| s.reason.as_deref().unwrap_or("alive")).collect();
+    assert_eq!(reasons, ["eof", "eof", "gave up: refused"]);
+}
+
+#[test]
+fn comments_keep_a_fetch_client_and_named_events_a_page_that_asked_for_them() {
+    for (client, beat, stays) in [
+        (SseClient::Fetch, sse::HEARTBEAT, true),
+        (SseClient::Watchdog, sse::HEARTBEAT, false),
+        (SseClient::NamedHeartbeat, sse::HEARTBEAT, false),
+        (SseClient::NamedHeartbeat, "event: heartbeat\ndata: {}\n\n", true),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let viewers = start_as(client, &listener, 1);
+        let (mut stream, head) = request(&listener);
+        assert_eq!(head.contains("?heartbeat=event "), client == SseClient::NamedHeartbeat, "{head}");
+        begin(&mut stream, 0);
+        beats(&mut stream, beat);
+        if stays {
+            send(&mut stream, &change(1));
+            wait_until_all_on(&viewers, 1);
+        }
+        let (sessions, ..) = merge(viewers.stop().unwrap());
+        let first = sessions[0].reason.as_deref();
+        assert_eq!(first, if stays { None } else { Some("silent") }, "{client:?} {beat:?}");
+    }
 }

@@ -167,6 +167,13 @@ impl Stomp {
         (session, snapshot)
     }
 
+    /// Vanishes by a reset.
+    pub(super) fn reset(self) {
+        if let MaybeTlsStream::Plain(stream) = self.socket.get_ref() {
+            stream.set_zero_linger().unwrap();
+        }
+    }
+
     pub(super) async fn send(&mut self, frame: &str) {
         self.socket.send(Message::text(frame)).await.unwrap();
     }

@@ -1,9 +1,14 @@
 //! Likes: seen by every viewer on every pod; failures told to the liker; repeats counted once.
 
-use serde_json::json;
+use std::time::Instant;
 
-use super::TestPods;
+use futures_util::StreamExt;
+use serde_json::json;
+use sqlx::{Connection, MySqlConnection};
+
 use super::client::{Next, Sse, Stomp};
+use super::{PATIENCE, TestPods};
+use crate::servers::MariaDb;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_transports_see_a_like_with_the_same_body() {
@@ -145,31 +150,54 @@ async fn stomp_33_after_an_unsubscribe_receipt_nothing_of_it_comes() {
     assert_eq!((next.header("subscription"), &next.json()["likes"]), ("again", &json!(1)));
 }
 
-/// Clients that reset right after sending: what was committed reaches the viewers all the same.
+/// A thousand clients that reset right after sending, fifty at a time: what was committed reaches the viewers all the
+/// same, and no transaction stays open.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hang_up_cancels_nothing_between_commit_and_viewer() {
-    let pods = TestPods::start(&["--pods", "2", "--anti-entropy", "off"]).await;
+async fn a_thousand_hang_ups_cancel_nothing_between_commit_and_viewer() {
+    let url = MariaDb::shared().database().await;
+    let pods = TestPods::start(&["--pods", "2", "--anti-entropy", "off", "--database-url", &url]).await;
     let post = pods.post().await;
     let mut sse = Sse::open(&pods, 1, &format!("/posts/{post}/likes")).await;
-    for round in 0..100 {
-        let socket = tokio::net::TcpStream::connect(pods.addresses[0]).await.unwrap();
+    let address = pods.addresses[0];
+    let clients = futures_util::stream::iter(0..1_000_u64).for_each_concurrent(50, |round| async move {
+        let socket = tokio::net::TcpStream::connect(address).await.unwrap();
         socket.set_zero_linger().unwrap();
         let ask = format!("POST /posts/{post}/likes HTTP/1.1\r\nhost: t\r\ncontent-length: 0\r\n\r\n");
         socket.writable().await.unwrap();
         socket.try_write(ask.as_bytes()).unwrap();
         // Some are gone before the request is read, some while it waits for the lock, some later.
-        tokio::time::sleep(std::time::Duration::from_micros(round * 100)).await;
+        tokio::time::sleep(std::time::Duration::from_micros(round % 100 * 200)).await;
         drop(socket);
-    }
-    // The last one's answer names how many of them counted.
+    });
+    clients.await;
+    // The last one's answer names how many of them counted; it waited for the row like they did.
     let last = pods.like(0, post).await["version"].as_u64().unwrap();
-    assert!(last > 1, "none of a hundred came through");
+    assert!(last > 100, "only {last} of a thousand came through");
     let settled = sse.until(last).await;
-    assert_eq!(settled["likes"], last);
+    assert_eq!(settled["likes"], settled["version"]);
+    none_open(&url).await;
     // Whatever was still on its way has been published too: the stream ends where the database does.
     let state = pods.http.get(pods.url(0, &format!("/posts/{post}/likes"))).send().await.unwrap();
     let state: serde_json::Value = state.json().await.unwrap();
+    assert_eq!(state["likes"], state["version"], "each counted once: {state}");
     if state["version"].as_u64() > Some(last) {
         assert_eq!(sse.until(state["version"].as_u64().unwrap()).await["likes"], state["likes"]);
+    }
+}
+
+/// Waits until no transaction is open in this database, by the server's own account of it.
+async fn none_open(url: &str) {
+    let name = url.rsplit('/').next().unwrap();
+    let open = "select count(*) from information_schema.innodb_trx t join information_schema.processlist p \
+        on p.id = t.trx_mysql_thread_id where p.db = ?";
+    let mut watcher = MySqlConnection::connect(url).await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (left,): (i64,) = sqlx::query_as(open).bind(name).fetch_one(&mut watcher).await.unwrap();
+        if left == 0 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{left} transactions stay open");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 mod client;
 mod conformance;
 mod handshake;
+mod cycles;
 mod http;
 mod leaving;
 mod likes;

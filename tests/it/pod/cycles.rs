@@ -1,0 +1,190 @@
+//! Clients that connect and vanish, thousands of times: descriptors, threads, tasks, NATS subscriptions and memory return.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::client::Stomp;
+use super::{PATIENCE, TestPods};
+use crate::servers::NatsServer;
+
+/// A pod in a process of its own, so that what is counted is its own. Ended when dropped.
+struct Pod {
+    child: Child,
+    address: SocketAddr,
+    admin: String,
+    _folder: tempfile::TempDir,
+}
+
+/// What must return.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Held {
+    descriptors: usize,
+    threads: usize,
+    connections: f64,
+    watched: f64,
+    subscriptions: u64,
+}
+
+impl Pod {
+    fn start(nats: &NatsServer) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pushlab"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--nats-url", &nats.url()])
+            .args(["--database-url", &format!("sqlite:{}", folder.path().join("likes.db").display())])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let said: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let address = said["listen"].as_str().unwrap().parse().unwrap();
+        let admin = format!("http://{}", said["admin"].as_str().unwrap());
+        Self { child, address, admin, _folder: folder }
+    }
+
+    async fn post(&self) -> u64 {
+        let body = serde_json::json!({ "title": "a post" });
+        let answer = reqwest::Client::new().post(format!("http://{}/posts", self.address)).json(&body).send();
+        answer.await.unwrap().json::<serde_json::Value>().await.unwrap()["id"].as_u64().unwrap()
+    }
+
+    async fn held(&self, nats: &NatsServer) -> Held {
+        let text = reqwest::get(format!("{}/metrics", self.admin)).await.unwrap().text().await.unwrap();
+        let sum = |name: &str| {
+            let lines = text.lines().filter(|line| line.starts_with(name));
+            lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+        };
+        let told: serde_json::Value =
+            reqwest::get(format!("{}/subsz", nats.monitor())).await.unwrap().json().await.unwrap();
+        let count = |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", self.child.id())).unwrap().count();
+        Held {
+            descriptors: count("fd"),
+            threads: count("task"),
+            connections: sum("pushlab_connections{"),
+            watched: sum("pushlab_watched_posts "),
+            subscriptions: told["num_subscriptions"].as_u64().unwrap(),
+        }
+    }
+
+    fn rss_mib(&self) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Opens a stream, waits for its snapshot, and vanishes: by a reset, or by an end.
+async fn sse(address: SocketAddr, post: u64, reset: bool) {
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let ask = format!("GET /posts/{post}/likes HTTP/1.1\r\nhost: t\r\naccept: text/event-stream\r\n\r\n");
+    socket.write_all(ask.as_bytes()).await.unwrap();
+    let (mut text, mut piece) = (Vec::new(), [0; 1024]);
+    while !text.windows(6).any(|window| window == b"data: ") {
+        let read = tokio::time::timeout(PATIENCE, socket.read(&mut piece)).await.expect("a snapshot").unwrap();
+        assert!(read > 0, "no stream: {}", String::from_utf8_lossy(&text));
+        text.extend_from_slice(&piece[..read]);
+    }
+    if reset {
+        socket.set_zero_linger().unwrap();
+    }
+}
+
+async fn stomp(address: SocketAddr, post: u64, reset: bool) {
+    let (session, _) = Stomp::watching(address, post).await;
+    if reset {
+        session.reset();
+    }
+}
+
+/// `cycles` of each transport, fifty at a time, over ten posts.
+async fn cycle(address: SocketAddr, posts: &[u64], cycles: usize) {
+    let all = futures_util::stream::iter(0..cycles).for_each_concurrent(50, |n| async move {
+        let (post, reset) = (posts[n % posts.len()], n % 3 > 0);
+        sse(address, post, reset).await;
+        stomp(address, post, reset).await;
+    });
+    all.await;
+}
+
+/// The bar is 10,000 cycles (`PUSHLAB_CYCLES=10000`, about a minute); what everybody runs is 500.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_thousands_of_clients_that_vanished_the_pod_holds_what_it_held() {
+    let nats = NatsServer::start();
+    let pod = Pod::start(&nats);
+    let mut posts = Vec::new();
+    for _ in 0..10 {
+        posts.push(pod.post().await);
+    }
+    // The first of all make what stays: pools, a thread here and there, arenas of the allocator.
+    cycle(pod.address, &posts, 100).await;
+    let settled = async |what: &str, wanted: Option<Held>| {
+        let deadline = Instant::now() + 2 * PATIENCE;
+        loop {
+            let held = pod.held(&nats).await;
+            let empty = held.connections == 0.0 && held.watched == 0.0;
+            if empty
+                && wanted.is_none_or(|wanted| {
+                    held.descriptors <= wanted.descriptors && held.subscriptions <= wanted.subscriptions
+                })
+            {
+                return held;
+            }
+            assert!(Instant::now() < deadline, "{what}: {held:?}, wanted {wanted:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let before = settled("before", None).await;
+    let rss = pod.rss_mib();
+    let cycles = std::env::var("PUSHLAB_CYCLES").map_or(500, |n| n.parse().unwrap());
+    cycle(pod.address, &posts, cycles).await;
+    let after = settled("after", Some(before)).await;
+    assert_eq!(after.threads, before.threads, "{after:?}");
+    let grown = pod.rss_mib() - rss;
+    println!("{cycles} cycles per transport: {before:?}, {after:?}, resident {rss:.1} MiB, then {grown:+.1} MiB");
+    assert!(grown < 8.0, "{grown:.1} MiB more after {cycles} cycles per transport");
+}
+
+/// The pod runs in this test's own runtime, which counts its tasks.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_task_outlives_its_client() {
+    let pods = TestPods::start(&[]).await;
+    let posts = [pods.post().await, pods.post().await];
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    cycle(pods.addresses[0], &posts, 50).await;
+    for transport in ["sse", "stomp"] {
+        pods.metric_becomes(0, "pushlab_connections", transport, 0.0).await;
+    }
+    // What lives on is the pod's own and the connections of this test's HTTP client.
+    let fewest = async || {
+        let mut fewest = tasks();
+        for _ in 0..50 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            fewest = fewest.min(tasks());
+        }
+        fewest
+    };
+    let before = fewest().await;
+    cycle(pods.addresses[0], &posts, 300).await;
+    for transport in ["sse", "stomp"] {
+        pods.metric_becomes(0, "pushlab_connections", transport, 0.0).await;
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while tasks() > before {
+        assert!(Instant::now() < deadline, "{} tasks, {before} before", tasks());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
