@@ -28,7 +28,9 @@ pub fn of(question: &str, groups: &[Group<'_>]) -> Vec<String> {
 /// The arms' medians of a question that the plan did not pair, one sentence per cell: figures, not a ranking.
 #[must_use]
 pub fn side_by_side(question: &str, groups: &[Group<'_>]) -> Vec<String> {
-    let own = groups.iter().filter(|group| group.question == question && group.columns.len() > 1);
+    // Faults have sentences and a table of their own.
+    let own = groups.iter().filter(|group| !faults::is_one(group));
+    let own = own.filter(|group| group.question == question && group.columns.len() > 1);
     own.filter_map(|group| {
         let cell = group.columns.first()?.all.first()?.summary.cell.as_ref()?;
         let name = cell.primary_metric.as_str();

@@ -1,91 +1,16 @@
 //! Clients that connect and vanish, thousands of times: descriptors, threads, tasks, NATS subscriptions and memory return.
 
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::child::{Child, Held};
 use super::client::Stomp;
 use super::{PATIENCE, TestPods};
 use crate::servers::NatsServer;
-
-/// A pod in a process of its own, so that what is counted is its own. Ended when dropped.
-struct Pod {
-    child: Child,
-    address: SocketAddr,
-    admin: String,
-    _folder: tempfile::TempDir,
-}
-
-/// What must return.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Held {
-    descriptors: usize,
-    threads: usize,
-    connections: f64,
-    watched: f64,
-    subscriptions: u64,
-}
-
-impl Pod {
-    fn start(nats: &NatsServer) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_pushlab"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--nats-url", &nats.url()])
-            .args(["--database-url", &format!("sqlite:{}", folder.path().join("likes.db").display())])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let said: serde_json::Value = serde_json::from_str(&line).unwrap();
-        let address = said["listen"].as_str().unwrap().parse().unwrap();
-        let admin = format!("http://{}", said["admin"].as_str().unwrap());
-        Self { child, address, admin, _folder: folder }
-    }
-
-    async fn post(&self) -> u64 {
-        let body = serde_json::json!({ "title": "a post" });
-        let answer = reqwest::Client::new().post(format!("http://{}/posts", self.address)).json(&body).send();
-        answer.await.unwrap().json::<serde_json::Value>().await.unwrap()["id"].as_u64().unwrap()
-    }
-
-    async fn held(&self, nats: &NatsServer) -> Held {
-        let text = reqwest::get(format!("{}/metrics", self.admin)).await.unwrap().text().await.unwrap();
-        let sum = |name: &str| {
-            let lines = text.lines().filter(|line| line.starts_with(name));
-            lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
-        };
-        let told: serde_json::Value =
-            reqwest::get(format!("{}/subsz", nats.monitor())).await.unwrap().json().await.unwrap();
-        let count = |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", self.child.id())).unwrap().count();
-        Held {
-            descriptors: count("fd"),
-            threads: count("task"),
-            connections: sum("pushlab_connections{"),
-            watched: sum("pushlab_watched_posts "),
-            subscriptions: told["num_subscriptions"].as_u64().unwrap(),
-        }
-    }
-
-    fn rss_mib(&self) -> f64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
-    }
-}
-
-impl Drop for Pod {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// Opens a stream, waits for its snapshot, and vanishes: by a reset, or by an end.
 async fn sse(address: SocketAddr, post: u64, reset: bool) {
@@ -124,7 +49,7 @@ async fn cycle(address: SocketAddr, posts: &[u64], cycles: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_thousands_of_clients_that_vanished_the_pod_holds_what_it_held() {
     let nats = NatsServer::start();
-    let pod = Pod::start(&nats);
+    let pod = Child::start(&nats);
     let mut posts = Vec::new();
     for _ in 0..10 {
         posts.push(pod.post().await);

@@ -9,6 +9,8 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+mod abuse;
+mod child;
 mod client;
 mod conformance;
 mod handshake;
