@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use minijinja::{Environment, UndefinedBehavior, context};
@@ -126,13 +127,23 @@ pub struct EdgeConfig {
     pub retry503: bool,
     /// nginx' `proxy_max_temp_file_size`; none: its default, 1 GiB.
     pub max_temp_file: Option<String>,
+    /// A stream (or a pod asked for one) that is silent for this many seconds is given up, and nginx leaves its pod out
+    /// for a while. More than a heartbeat, less than the two after which viewers go away by themselves: their hanging up
+    /// would be no failure of the pod's, so that a pod that hangs, having the fewest connections, would get them all again.
+    pub silence_s: u32,
+}
+
+/// One and a half heartbeats, in whole seconds.
+#[must_use]
+pub fn silence_s(heartbeat: Duration) -> u32 {
+    u32::try_from(heartbeat.as_millis() * 3 / 2 / 1_000).unwrap_or(u32::MAX).max(2)
 }
 
 impl EdgeConfig {
     /// An edge as recommended: buffering off, 503 rules on.
     #[must_use]
     pub const fn new(edge: Edge) -> Self {
-        Self { edge, buffering: false, retry503: true, max_temp_file: None }
+        Self { edge, buffering: false, retry503: true, max_temp_file: None, silence_s: 15 }
     }
 
     /// The configuration file for these pods (name, address).
@@ -160,6 +171,7 @@ impl EdgeConfig {
             buffering => if self.buffering { "on" } else { "off" },
             retry503 => self.retry503,
             max_temp_file => self.max_temp_file,
+            silence => self.silence_s,
         };
         let mut text = env.get_template(&format!("{}.{ending}", self.edge))?.render(values)?;
         text.push('\n');
@@ -211,7 +223,7 @@ impl RunningEdge {
     /// The name under which its configuration is kept beside the results: one per combination of switches.
     #[must_use]
     pub fn file_name(&self) -> String {
-        let EdgeConfig { edge, buffering, retry503, max_temp_file } = &self.config;
+        let EdgeConfig { edge, buffering, retry503, max_temp_file, silence_s } = &self.config;
         let ending = if edge.buffers() { "conf" } else { "cfg" };
         let mut name = edge.name().to_owned();
         if edge.buffers() {
@@ -222,6 +234,9 @@ impl RunningEdge {
         }
         if let Some(size) = max_temp_file {
             name.push_str(&format!("-temp-{size}"));
+        }
+        if *silence_s != EdgeConfig::new(*edge).silence_s {
+            name.push_str(&format!("-silence-{silence_s}s"));
         }
         format!("{name}.{ending}")
     }
@@ -286,7 +301,7 @@ impl RunningEdge {
     pub async fn stop(mut self, guardian: &Guardian) {
         // nginx' SIGTERM and HAProxy's SIGTERM both end at once; streams are cut, which is what the end of a cell wants.
         if guardian.signal(self.server.process.pid, Signal::SIGTERM).await.is_ok() {
-            let ended = tokio::time::timeout(std::time::Duration::from_secs(2), self.server.process.wait()).await;
+            let ended = tokio::time::timeout(Duration::from_secs(2), self.server.process.wait()).await;
             if ended.is_err() {
                 let _ = guardian.signal(self.server.process.pid, Signal::SIGKILL).await;
             }
@@ -314,7 +329,7 @@ mod tests {
     fn every() -> impl Iterator<Item = EdgeConfig> {
         Edge::ALL.into_iter().filter(|edge| edge.service().is_some()).flat_map(|edge| {
             [(true, true, None), (false, false, None), (true, true, Some("0"))].map(|(buffering, retry503, temp)| {
-                EdgeConfig { edge, buffering, retry503, max_temp_file: temp.map(String::from) }
+                EdgeConfig { buffering, retry503, max_temp_file: temp.map(String::from), ..EdgeConfig::new(edge) }
             })
         })
     }

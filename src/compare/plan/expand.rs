@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
 use super::{Accel, Broken, Factor, FaultKind, Grid, Phases, Plan, Scenario, Schedule, SseClient, Switch};
-use crate::compare::edges::{Edge, EdgeConfig};
+use crate::compare::edges::{Edge, EdgeConfig, silence_s};
 use crate::domain::{Arm, Transport};
 use crate::result::{self, PairRef};
 
@@ -285,6 +285,7 @@ fn edges(grid: &Grid) -> Vec<EdgeConfig> {
                         edge,
                         buffering: edge.buffers() && buffering == Switch::On,
                         retry503: edge == Edge::Direct || retry == Switch::On,
+                        silence_s: silence_s(grid.heartbeat),
                         max_temp_file: Some(temp.clone()).filter(|temp| edge.buffers() && temp != "default"),
                     };
                     // The same level twice is an A/A; the same edge by having no switch is not. And without buffering
