@@ -461,6 +461,10 @@ mod tests {
         cut(&mut run, "left");
         let a = account(&run);
         assert_eq!((a.violations, a.live_viewers), (Vec::new(), 1));
+        // An emulated client that does not come back by its own rules is no live viewer either.
+        let mut run = good();
+        cut(&mut run, "gave up: refused");
+        assert_eq!(account(&run).violations, Vec::<String>::new());
     }
 
     #[test]

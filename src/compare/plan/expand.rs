@@ -262,7 +262,8 @@ struct Variant {
 fn variants(grid: &Grid, arm: Arm) -> Vec<Variant> {
     let faults: Vec<_> =
         if grid.fault.is_empty() { vec![None] } else { grid.fault.iter().copied().map(Some).collect() };
-    let clients = if arm.transport() == Transport::Sse { &grid.sse_client[..] } else { &[SseClient::Fetch] };
+    let clients: &[SseClient] =
+        if arm.transport() == Transport::Sse { &grid.sse_client[..] } else { &[SseClient::Fetch] };
     let mut all = Vec::new();
     for &fault in &faults {
         for (&anti_entropy, &sse_client) in grid.anti_entropy.iter().flat_map(|a| clients.iter().map(move |c| (a, c))) {

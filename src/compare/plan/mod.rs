@@ -615,6 +615,13 @@ mod tests {
             "[[cells]]\nquestion = \"Q1\"\nscenario = \"latency\"\ncompare = \"arm\"\narm = [\"sse-post\"]\npairs = 8\n",
         );
         assert!(said.contains("line 7") && said.contains("two levels"), "{said}");
+        let said = problem("[[cells]]\nquestion = \"Q12\"\nscenario = \"faults\"\n");
+        assert!(said.contains("field `fault`") && said.contains("pod-kill"), "{said}");
+        let hangs = "[[cells]]\nquestion = \"Q12\"\nscenario = \"faults\"\nfault = [\"pod-hang\"]\n";
+        let said = problem(hangs);
+        assert!(said.contains("line 6") && said.contains("4 s longer than the fault lasts"), "{said}");
+        let said = problem(&hangs.replace("pod-hang", "proxy-reload"));
+        assert!(said.contains("field `edge`") && said.contains("needs nginx"), "{said}");
         assert!(problem("cells = []\n").contains("no [[cells]]"));
     }
 

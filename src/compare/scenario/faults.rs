@@ -80,3 +80,44 @@ pub fn judge(run: &mut RunResult, fault: FaultKind, deployment: &Deployment) {
         run.header.generator.problems.push("the fault did not fire: no viewer was where it happened".into());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::plan::Plan;
+    use crate::result::{Marker, Observed, Session};
+
+    #[test]
+    fn every_fault_that_lasts_is_ended_within_the_window() {
+        for cell in Plan::load("faults").unwrap().0.expand(None) {
+            let steps = steps(&cell);
+            assert!(!steps[0].fault.is_recovery());
+            assert_eq!(steps.len(), if cell.hold.is_zero() { 1 } else { 2 }, "{}", cell.cell.id);
+            if let Some(end) = steps.get(1) {
+                assert!(end.fault.is_recovery() && end.at == steps[0].at + cell.hold);
+                assert!(end.at + Duration::from_secs(2) <= cell.phases.measure, "{}", cell.cell.id);
+            }
+        }
+    }
+
+    #[test]
+    fn a_fault_that_nobody_could_feel_did_not_fire() {
+        let session = |pod: &str, ended_us: Option<u32>| Session {
+            joined_us: Some(1),
+            ended_us,
+            pod: Some(pod.into()),
+            ..Session::default()
+        };
+        let mut run = RunResult::default();
+        run.header.sessions = vec![session("pod-1", None), session(VICTIM, Some(900)), session("pod-1", Some(1_500))];
+        let marker = Marker { at_us: 1_000, label: "pod-2 killed".into(), recovery: false };
+        run.header.observed = Some(Observed { markers: vec![marker], ..Observed::default() });
+        for (fault, hit) in [(FaultKind::PodKill, 0.0), (FaultKind::NatsStop, 2.0)] {
+            let mut run = run.clone();
+            judge(&mut run, fault, &Deployment::default());
+            let figures = &run.header.observed.as_ref().unwrap().figures;
+            assert_eq!((figures["viewers_hit"], figures["viewers_cut"]), (hit, 1.0));
+            assert_eq!(run.header.generator.problems.len(), usize::from(hit == 0.0), "{fault:?}");
+        }
+    }
+}

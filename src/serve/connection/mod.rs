@@ -19,6 +19,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::response::Response;
+use futures_util::FutureExt as _;
 use http::{HeaderValue, Method, Request, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -87,12 +88,16 @@ pub async fn serve<P: Protocol>(
     loop {
         let accepted = tokio::select! {
             biased;
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => None,
+            accepted = listener.accept() => Some(accepted),
         };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
+        // What the kernel has accepted before the stop is still served: its like may have been sent, and an edge does not
+        // send it again. From then on connecting is refused, and the edge asks another pod.
+        let (stream, peer) = match accepted.or_else(|| listener.accept().now_or_never()) {
+            None => break,
+            Some(Ok(accepted)) => accepted,
+            Some(Err(_)) if stop.is_cancelled() => break,
+            Some(Err(error)) => {
                 // Most often no file descriptors are left; each close frees one.
                 stats.accept_errors.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -112,6 +117,7 @@ pub async fn serve<P: Protocol>(
             drop(slot);
         });
     }
+    drop(listener);
     tasks.close();
     tasks.wait().await;
 }
@@ -171,14 +177,18 @@ impl Driver {
         let mut stopped = false;
         let mut deadline = pin!(sleep_until(Instant::now()));
         let end = std::future::poll_fn(|cx| {
-            if !stopped && stopping.as_mut().poll(cx).is_ready() {
+            loop {
+                match connection.poll_without_shutdown(cx) {
+                    Poll::Ready(Ok(())) => return Poll::Ready(End::Done),
+                    Poll::Ready(Err(error)) => return Poll::Ready(End::Failed(error)),
+                    Poll::Pending => {}
+                }
+                // A request that has arrived was read above, so that no kept-alive connection ends with one unread.
+                if stopped || stopping.as_mut().poll(cx).is_pending() {
+                    break;
+                }
                 stopped = true;
                 Pin::new(&mut connection).graceful_shutdown();
-            }
-            match connection.poll_without_shutdown(cx) {
-                Poll::Ready(Ok(())) => return Poll::Ready(End::Done),
-                Poll::Ready(Err(error)) => return Poll::Ready(End::Failed(error)),
-                Poll::Pending => {}
             }
             if watched.is_flushed() {
                 return Poll::Ready(End::Flushed);
