@@ -112,7 +112,7 @@ fn name(column: &Column<'_>) -> String {
         _ => "",
     });
     name.push_str(&format!(" · anti-entropy {}", level("anti_entropy")));
-    for (factor, prose) in [("heartbeat", "heartbeat"), ("retry503", "edge's 503 rule")] {
+    for (factor, prose) in [("heartbeat", "heartbeat"), ("retry503", "edge's 503 rule"), ("pod_flags", "pods")] {
         if !level(factor).is_empty() {
             name.push_str(&format!(" · {prose} {}", level(factor)));
         }

@@ -53,6 +53,8 @@ pub struct Planned {
     pub sse_client: SseClient,
     /// Stalled clients beside the viewers.
     pub slow_readers: u32,
+    /// Further flags of every pod.
+    pub pod_flags: String,
     /// Heartbeat period.
     pub heartbeat: Duration,
     /// Viewers that come and go: mean session length and σ.
@@ -185,11 +187,12 @@ impl Plan {
         special("accel", "unset".into(), m.accel == Accel::No);
         special("broken", m.broken.name().into(), m.broken == Broken::None);
         special("retry503", "off".into(), m.edge.retry503);
-        let Variant { fault, anti_entropy, sse_client, slow_readers } = m.variant;
+        let Variant { fault, anti_entropy, sse_client, slow_readers, pod_flags } = m.variant;
         special("fault", fault.map_or("", FaultKind::name).into(), fault.is_none());
         let switch = if anti_entropy == Switch::On { "on" } else { "off" };
         special("anti_entropy", switch.into(), fault.is_none() && anti_entropy == Switch::On);
         special("sse_client", sse_client.name().into(), sse_client == SseClient::Fetch);
+        special("pod_flags", pod_flags.clone(), pod_flags.is_empty());
         special("slow_readers", slow_readers.to_string(), grid.scenario != Scenario::SlowConsumer);
         let beat = humantime::format_duration(grid.heartbeat).to_string();
         special("heartbeat", beat, grid.heartbeat == Duration::from_secs(10));
@@ -229,6 +232,7 @@ impl Plan {
             anti_entropy,
             sse_client,
             slow_readers,
+            pod_flags,
             heartbeat: grid.heartbeat,
             population: grid.population_mean.map(|mean| (mean, grid.population_sigma)),
             seed: 0,
@@ -250,12 +254,13 @@ struct Making {
 }
 
 /// What a cell does beside its load.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Variant {
     fault: Option<FaultKind>,
     anti_entropy: Switch,
     sse_client: SseClient,
     slow_readers: u32,
+    pod_flags: String,
 }
 
 /// Every combination of those; SSE clients only where SSE is delivered.
@@ -267,8 +272,11 @@ fn variants(grid: &Grid, arm: Arm) -> Vec<Variant> {
     let mut all = Vec::new();
     for &fault in &faults {
         for (&anti_entropy, &sse_client) in grid.anti_entropy.iter().flat_map(|a| clients.iter().map(move |c| (a, c))) {
-            let slow = grid.slow_readers.iter();
-            all.extend(slow.map(|&slow_readers| Variant { fault, anti_entropy, sse_client, slow_readers }));
+            for (&slow_readers, flags) in
+                grid.slow_readers.iter().flat_map(|s| grid.pod_flags.iter().map(move |f| (s, f)))
+            {
+                all.push(Variant { fault, anti_entropy, sse_client, slow_readers, pod_flags: flags.clone() });
+            }
         }
     }
     all

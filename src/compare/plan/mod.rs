@@ -249,6 +249,9 @@ pub struct Grid {
     /// Stalled clients beside the viewers (`slow-consumer`).
     #[serde(default = "none_slow")]
     pub slow_readers: Vec<u32>,
+    /// Further flags of `serve`, for example `"--resume replay"`; each text is a level.
+    #[serde(default = "no_flags")]
+    pub pod_flags: Vec<String>,
     /// Heartbeat period of pods, which viewers expect too.
     #[serde(default = "ten_seconds", deserialize_with = "duration")]
     pub heartbeat: Duration,
@@ -428,6 +431,7 @@ impl Grid {
             ("anti_entropy", self.anti_entropy.is_empty()),
             ("sse_client", self.sse_client.is_empty()),
             ("slow_readers", self.slow_readers.is_empty()),
+            ("pod_flags", self.pod_flags.is_empty()),
         ];
         if let Some((field, _)) = empty.into_iter().find(|(_, empty)| *empty) {
             return Err((field, "the list is empty; leave it out for its default".into()));
@@ -490,6 +494,9 @@ impl Grid {
         let edged = [FaultKind::ProxyReload, FaultKind::BlackholeEdgePod, FaultKind::BlackholeViewerEdge];
         if self.fault.iter().any(|fault| edged.contains(fault)) && !self.edge.iter().all(|edge| edge.buffers()) {
             return Err(("edge", "a reload of the proxy, or a path from or to it, needs nginx".into()));
+        }
+        if self.pod_flags.iter().any(|flags| !flags.is_empty() && !flags.starts_with("--")) {
+            return Err(("pod_flags", "each text is empty or begins with the first flag: \"--resume replay\"".into()));
         }
         if self.heartbeat < Duration::from_secs(1) {
             return Err(("heartbeat", "at least 1s".into()));
@@ -576,6 +583,9 @@ fn sound() -> Vec<Broken> {
 }
 fn none_slow() -> Vec<u32> {
     vec![0]
+}
+fn no_flags() -> Vec<String> {
+    vec![String::new()]
 }
 fn fetch() -> Vec<SseClient> {
     vec![SseClient::Fetch]

@@ -36,6 +36,7 @@ pub fn serve_args(planned: &Planned) -> Vec<String> {
     if planned.scenario == Scenario::Buffering {
         args.extend(["--drain", "0s", "--drain-grace", "0s"]); // its streams end at the first word
     }
+    args.extend(planned.pod_flags.split_whitespace());
     args.into_iter().map(String::from).collect()
 }
 
