@@ -19,7 +19,6 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::response::Response;
-use futures_util::FutureExt as _;
 use http::{HeaderValue, Method, Request, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -85,30 +84,11 @@ pub async fn serve<P: Protocol>(
     stop: CancellationToken,
 ) {
     let (tasks, slots) = (TaskTracker::new(), Arc::new(Semaphore::new(options.max_connections)));
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = stop.cancelled() => None,
-            accepted = listener.accept() => Some(accepted),
-        };
-        // What the kernel has accepted before the stop is still served: its like may have been sent, and an edge does not
-        // send it again. From then on connecting is refused, and the edge asks another pod.
-        let (stream, peer) = match accepted.or_else(|| listener.accept().now_or_never()) {
-            None => break,
-            Some(Ok(accepted)) => accepted,
-            Some(Err(_)) if stop.is_cancelled() => break,
-            Some(Err(error)) => {
-                // Most often no file descriptors are left; each close frees one.
-                stats.accept_errors.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                continue;
-            }
-        };
+    let take = |stream: TcpStream, peer: SocketAddr| {
         stats.accepted.fetch_add(1, Ordering::Relaxed);
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
             stats.refused.fetch_add(1, Ordering::Relaxed);
-            continue;
+            return;
         };
         let driver = Driver { router: router.clone(), peer, options: options.clone(), stats: Arc::clone(&stats) };
         let stop = stop.clone();
@@ -116,8 +96,32 @@ pub async fn serve<P: Protocol>(
             driver.drive::<P>(stream, stop).await;
             drop(slot);
         });
+    };
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => take(stream, peer),
+            Err(error) => {
+                // Most often no file descriptors are left; each close frees one.
+                stats.accept_errors.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
     }
-    drop(listener);
+    // What the kernel has accepted is still served: its like may be on the way, and an edge does not send it twice. From
+    // then on connecting is refused, and the edge asks another pod.
+    if let Ok(listener) = listener.into_std() {
+        while let Ok((stream, peer)) = listener.accept() {
+            if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                take(stream, peer);
+            }
+        }
+    }
     tasks.close();
     tasks.wait().await;
 }

@@ -359,3 +359,24 @@ async fn stop_ends_idle_connections_and_lets_streams_live_on() {
     server.app.publish(2);
     assert_eq!(until(&mut viewer, "2\n\r\n").await, wire("2\n"));
 }
+
+#[tokio::test]
+async fn what_the_kernel_has_accepted_is_served_before_the_port_closes() {
+    let server = server(Options::default()).await;
+    // This runtime has one thread, and it is here: nobody accepts meanwhile.
+    let waiting = (0..20).map(|_| {
+        let mut socket = std::net::TcpStream::connect(server.address).unwrap();
+        let ask = b"POST /body HTTP/1.1\r\nhost: t\r\ncontent-length: 4\r\n\r\nlike";
+        std::io::Write::write_all(&mut socket, ask).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        TcpStream::from_std(socket).unwrap()
+    });
+    let waiting: Vec<_> = waiting.collect();
+    server.stop.cancel();
+    for mut socket in waiting {
+        let answer = until(&mut socket, "LIKE").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    server.done.await.unwrap();
+    assert!(TcpStream::connect(server.address).await.is_err(), "the port is closed");
+}
