@@ -345,9 +345,12 @@ async fn sse_17_head_options_and_other_methods_are_answered_at_once() {
 /// A stream's body over a connection of its own.
 async fn over(address: SocketAddr, path: &str, http2: bool) -> Incoming {
     let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
-    let request = http::Request::get(if http2 { format!("http://{address}{path}") } else { path.to_owned() });
-    let request = request.header("host", address.to_string()).header(ACCEPT.0, ACCEPT.1);
-    let request = request.body(Empty::<bytes::Bytes>::new()).unwrap();
+    let request = if http2 {
+        http::Request::get(format!("http://{address}{path}"))
+    } else {
+        http::Request::get(path).header("host", address.to_string())
+    };
+    let request = request.header(ACCEPT.0, ACCEPT.1).body(Empty::<bytes::Bytes>::new()).unwrap();
     let answer = if http2 {
         let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
         tokio::spawn(connection);

@@ -18,7 +18,7 @@ async fn stomp_01_frames_are_split_over_messages_and_joined_in_one_text_or_binar
     let frames = format!(
         "\n\nCONNECT\r\naccept-version:1.2\r\n\r\n\0\n\
          SUBSCRIBE\nid:q\ndestination:/user/queue/replies\nreceipt:1\n\n\0\r\n\
-         SEND\ndestination:/app/posts.{post}.like\nreceipt:2\ncontent-length:3\n\n\0\u{1}\0\u{1}\0DISCONNECT\nreceipt:3\n\n\0"
+         SEND\ndestination:/app/posts.{post}.like\nreceipt:2\ncontent-length:3\n\n\0\u{1}\0\0DISCONNECT\nreceipt:3\n\n\0"
     );
     let whole = |opcode| vec![client_frame(opcode, frames.as_bytes(), [7; 4])];
     let bytewise = frames.as_bytes().chunks(1).enumerate();
