@@ -75,7 +75,7 @@ async fn ws_11_autobahns_cases_pass_on_the_framing_of_stomp_and_stay_so_behind_p
 async fn ws_12_with_the_limits_of_production_larger_cases_end_in_1009() {
     let pods = TestPods::start(&FLAGS).await;
     let url = format!("ws://{}/ws/echo?limits=production", pods.addresses[0]);
-    let verdicts = kosoku(url, &["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "8.*"], &[]).await;
+    let verdicts = kosoku(url, &["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*"], &[]).await;
     assert!(verdicts.len() >= 230, "only {} cases ran", verdicts.len());
     let failed = failed(&verdicts);
     assert!(failed.iter().all(|case| case.ends_with("Some(1009)")), "{failed:?}");
