@@ -132,7 +132,7 @@ impl Session {
             Some(id) => self.find(id).is_some() || self.replies.as_deref() == Some(id),
             None => self.topics.iter().any(|t| t.id.is_none() && t.post.topic() == destination),
         };
-        if taken || self.has_relay(id, Some(destination)) {
+        if taken || self.has_relay(id, destination) {
             return Err(Fault::new("this subscription id is in use"));
         }
         let subscriptions = self.topics.len() + usize::from(self.replies.is_some()) + self.relays();
@@ -178,7 +178,8 @@ impl Session {
                     self.acknowledge(receipt, actions);
                     return Ok(());
                 }
-                self.topics.iter().position(|t| t.id.is_none() && t.post.topic() == destination)
+                // Also one that was given an id, as stomp.py does.
+                self.topics.iter().position(|t| t.post.topic() == destination)
             }
             _ => {
                 let id = required(frame, "id")?;

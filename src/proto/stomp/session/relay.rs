@@ -24,17 +24,6 @@ struct Relay {
     acks: Option<Acks>,
 }
 
-impl Relay {
-    /// By id, or in 1.0 by destination when it has none.
-    fn is(&self, id: Option<&str>, destination: Option<&str>) -> bool {
-        if id.is_some() {
-            self.id.as_deref() == id
-        } else {
-            self.id.is_none() && Some(&*self.destination) == destination
-        }
-    }
-}
-
 impl Session {
     /// Whether a destination is one to be relayed.
     pub(super) fn is_relayed(&self, destination: &str) -> bool {
@@ -48,9 +37,10 @@ impl Session {
         self.relays.as_ref().map_or(0, |relays| relays.0.len())
     }
 
-    /// Whether such a subscription exists.
-    pub(super) fn has_relay(&self, id: Option<&str>, destination: Option<&str>) -> bool {
-        self.relays.as_ref().is_some_and(|relays| relays.0.iter().any(|relay| relay.is(id, destination)))
+    /// Whether there is such a subscription; one without id is known by its destination.
+    pub(super) fn has_relay(&self, id: Option<&str>, destination: &str) -> bool {
+        let same = |relay: &Relay| relay.id.as_deref() == id && (id.is_some() || *relay.destination == *destination);
+        self.relays.as_ref().is_some_and(|relays| relays.0.iter().any(same))
     }
 
     /// Subscribes; what is sent from now on arrives.
@@ -64,10 +54,15 @@ impl Session {
         relays.0.push(Relay { id, number, destination: destination.into(), acks });
     }
 
-    /// Unsubscribes; whether there was such a subscription.
+    /// Unsubscribes by id, or in 1.0 by destination; whether there was such a subscription.
     pub(super) fn remove_relay(&mut self, id: Option<&str>, destination: Option<&str>) -> bool {
+        let by_destination = self.version == super::super::Version::V10 && id.is_none();
         let Some(relays) = &mut self.relays else { return false };
-        let found = relays.0.iter().position(|relay| relay.is(id, destination));
+        let named = |relay: &Relay| match by_destination {
+            true => Some(&*relay.destination) == destination,
+            false => id.is_some() && relay.id.as_deref() == id,
+        };
+        let found = relays.0.iter().position(named);
         found.map(|at| relays.0.remove(at)).is_some()
     }
 

@@ -93,6 +93,8 @@ fn version_1_0_subscribes_to_any_topic_by_destination() {
     assert_eq!(shown, "MESSAGE|destination:/queue/a|message-id:relay.1.1|k:a:b c||x");
     assert_eq!(feed(&mut s, "UNSUBSCRIBE|destination:/queue/a|receipt:u||\0"), "RECEIPT|receipt-id:u||");
     assert_eq!(messages(&mut s, 2, &relay("/queue/a", &[], b"x")), "");
+    feed(&mut s, "SUBSCRIBE|id:x|destination:/queue/a||\0");
+    assert_eq!(feed(&mut s, "UNSUBSCRIBE|destination:/queue/a|receipt:u||\0"), "RECEIPT|receipt-id:u||");
 }
 
 #[test]

@@ -48,6 +48,9 @@ fn stomp_30_version_1_0_knows_subscriptions_by_destination() {
     assert_eq!(feed(&mut s, "SUBSCRIBE|destination:/topic/posts.7.likes||\0"), "subscribe 1 7 Auto None");
     let shown = feed(&mut s, "UNSUBSCRIBE|destination:/topic/posts.7.likes|receipt:a:b||\0");
     assert_eq!(shown, "unsubscribe 1 then RECEIPT|receipt-id:a:b||");
+    // It may have had an id all the same.
+    feed(&mut s, "SUBSCRIBE|id:x|destination:/topic/posts.7.likes||\0");
+    assert_eq!(feed(&mut s, "UNSUBSCRIBE|destination:/topic/posts.7.likes||\0"), "unsubscribe 2 then ");
 }
 
 #[test]
