@@ -173,7 +173,7 @@ pub(super) async fn likes(
     params(
         ("id" = u64, Path, description = "Number of a post", minimum = 1, maximum = 9007199254740991_u64),
         ("Idempotency-Key" = Option<String>, Header, description = "Repeated with the same key within 24 hours, a request counts once; quoted or bare",
-            min_length = 1, max_length = 64, pattern = "^[!#-~]+$"),
+            pattern = r#"^(?:[!#-~](?:[ -~]{0,62}[!-~])?|"(?:[ -~]{0,62}[!#-~])?|"[ -~]{1,64}")$"#),
     ),
     responses((status = 200, description = "Counted", body = Liked,
         headers(("Idempotent-Replayed" = Option<String>, description = "`true`: the answer to an earlier request with this key"))))
@@ -191,7 +191,7 @@ pub(super) async fn like(
     params(
         ("id" = u64, Path, description = "Number of a post", minimum = 1, maximum = 9007199254740991_u64),
         ("Idempotency-Key" = String, Header, description = "Repeated with the same key within 24 hours, a request counts once; quoted or bare. Only a known user may leave it out",
-            min_length = 1, max_length = 64, pattern = "^[!#-~]+$"),
+            pattern = r#"^(?:[!#-~](?:[ -~]{0,62}[!-~])?|"(?:[ -~]{0,62}[!#-~])?|"[ -~]{1,64}")$"#),
     ),
     responses((status = 200, description = "Counted, or nothing to take back", body = Liked,
         headers(("Idempotent-Replayed" = Option<String>, description = "`true`: the answer to an earlier request with this key"))))
@@ -209,7 +209,7 @@ pub(super) async fn unlike(
     params(
         ("id" = u64, Path, description = "Number of a post", minimum = 1, maximum = 9007199254740991_u64),
         ("Idempotency-Key" = Option<String>, Header, description = "Repeated with the same key within 24 hours, a request counts once; quoted or bare",
-            min_length = 1, max_length = 64, pattern = "^[!#-~]+$"),
+            pattern = r#"^(?:[!#-~](?:[ -~]{0,62}[!-~])?|"(?:[ -~]{0,62}[!#-~])?|"[ -~]{1,64}")$"#),
     ),
     responses((status = 200, description = "Counted, or counted before", body = Liked,
         headers(("Idempotent-Replayed" = Option<String>, description = "`true`: the answer to an earlier request with this key"))))
@@ -227,7 +227,7 @@ pub(super) async fn like_me(
     params(
         ("id" = u64, Path, description = "Number of a post", minimum = 1, maximum = 9007199254740991_u64),
         ("Idempotency-Key" = Option<String>, Header, description = "Repeated with the same key within 24 hours, a request counts once; quoted or bare",
-            min_length = 1, max_length = 64, pattern = "^[!#-~]+$"),
+            pattern = r#"^(?:[!#-~](?:[ -~]{0,62}[!-~])?|"(?:[ -~]{0,62}[!#-~])?|"[ -~]{1,64}")$"#),
     ),
     responses((status = 200, description = "Taken back, or there was none", body = Liked,
         headers(("Idempotent-Replayed" = Option<String>, description = "`true`: the answer to an earlier request with this key"))))

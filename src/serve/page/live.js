@@ -22,7 +22,7 @@ export function keep(connect, quiet, tell) {
     const mine = link = {
       alive(ms = quiet) {
         clearTimeout(dog);
-        if (!over && ms) dog = setTimeout(() => mine.lost(opened === null ? "no answer" : "silence"), ms);
+        if (!over && ms) dog = setTimeout(() => mine.lost(`${opened === null ? "no answer" : "silent"} for ${(ms / 1000).toFixed(0)} s`), ms);
       },
       opened() {
         if (over) return;
