@@ -50,7 +50,7 @@ function chart() {
   for (const [name, value] of [["viewBox", `0 0 ${KEPT} 100`], ["preserveAspectRatio", "none"], ["role", "img"]]) svg.setAttribute(name, value);
   const root = element("figure", { class: "chart" },
     element("div", { class: "scale", "aria-hidden": "true" }, upper, middle, element("span", {}, "0")), svg,
-    element("figcaption", { class: "muted" }, `last ${KEPT} changes, dashed their median; one scale for both sides`));
+    element("figcaption", { class: "muted" }, `last ${KEPT} changes; dashed: median; same scale on both sides`));
   const values = () => entries.filter(entry => !entry.gap).map(entry => entry.value);
   const shape = (name, attributes) => {
     const made = document.createElementNS(SVG, name);
@@ -92,7 +92,7 @@ export function panel(id) {
   const state = element("p", { class: "state" }), why = element("p", { class: "why muted" }), count = element("p", { class: "count" }, "–");
   const figures = element("dl"), fields = {};
   for (const [name, label] of Object.entries({
-    last: "commit → shown, last", median: `median of the last ${KEPT}`, version: "version", left: "versions left out", connects: "connected", recovered: "last recovery",
+    last: "commit → shown", median: `median of ${KEPT}`, version: "version", left: "versions left out", connects: "connected", recovered: "last recovery",
   })) {
     fields[name] = element("dd", { "data-field": name }, "–");
     figures.append(element("div", {}, element("dt", {}, label), fields[name]));
