@@ -32,13 +32,32 @@ pub enum Command {
     Doctor(crate::doctor::Config),
     /// One SSE and one STOMP session, one like, expected on both
     Probe(crate::probe::Config),
-    /// The delivery path beside raw write(2): CPU per delivery, memory per viewer, POST beside fan-out
-    Bench(crate::hub::bench::Config),
+    /// The delivery path beside raw write(2), or `bench writes`: the write strategies on one hot post
+    Bench(Bench),
     /// The instrument against itself: A/A must show nothing, A/B a delay of 20 %
     Selftest(crate::compare::selftest::Config),
     /// Keeps the processes of a local stack and ends them when its parent goes away
     #[command(hide = true)]
     Guardian(crate::compare::stack::guardian::Config),
+}
+
+/// `bench`, and `bench writes`.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Bench {
+    /// Something else than the delivery path.
+    #[command(subcommand)]
+    pub what: Option<BenchWhat>,
+    /// The delivery path: CPU per delivery, memory per viewer, POST beside fan-out.
+    #[command(flatten)]
+    pub delivery: crate::hub::bench::Config,
+}
+
+/// What else is benched.
+#[derive(Debug, Subcommand)]
+pub enum BenchWhat {
+    /// The write strategies side by side on one hot post and a durable database: likes/s, lock wait, commits per like
+    Writes(crate::contention::Config),
 }
 
 #[cfg(test)]

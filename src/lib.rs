@@ -15,6 +15,8 @@ pub mod broker;
 pub mod cli;
 /// `pushlab compare`: plans, stacks, scenarios.
 pub mod compare;
+/// `pushlab bench writes`: the write strategies side by side.
+pub mod contention;
 /// `pushlab doctor`: what is installed, which stacks are possible.
 pub mod doctor;
 /// The words of the field: posts, versions, the event.

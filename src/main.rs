@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use pushlab::cli::{Cli, Command};
-use pushlab::{compare, doctor, hub, load, probe, report, serve, shutdown};
+use pushlab::cli::{Bench, BenchWhat, Cli, Command};
+use pushlab::{compare, contention, doctor, hub, load, probe, report, serve, shutdown};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -34,7 +34,8 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check(config) => report::check(config, shutdown).await,
         Command::Doctor(config) => doctor::run(config, shutdown).await,
         Command::Probe(config) => probe::run(config, shutdown).await,
-        Command::Bench(config) => hub::bench::run(config, shutdown).await,
+        Command::Bench(Bench { what: Some(BenchWhat::Writes(config)), .. }) => contention::run(config, shutdown).await,
+        Command::Bench(Bench { what: None, delivery }) => hub::bench::run(delivery, shutdown).await,
         Command::Selftest(config) => compare::selftest::run(config, shutdown).await,
         Command::Guardian(config) => compare::stack::guardian::run(config, shutdown).await,
     }

@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::domain::{LikesChanged, PostId};
+use crate::domain::{Epoch, LikesChanged, PostId};
 
+/// Events with an acknowledgement.
+mod events;
 /// The in-process bus.
 mod local;
 /// One NATS connection per pod.
@@ -18,6 +20,7 @@ mod nats;
 /// What waits for the connection.
 mod queue;
 
+pub use events::{Acknowledgement, EventStream};
 pub use local::{Local, LocalBus};
 pub use nats::Nats;
 
@@ -110,6 +113,18 @@ pub enum BrokerError {
         /// The last cause.
         cause: String,
     },
+    /// There is no stream, and none can be made.
+    #[error("NATS has no JetStream for the outbox ({cause}); start it with `nats-server -js`")]
+    NoStream {
+        /// What the server or the client says.
+        cause: String,
+    },
+    /// An event was not acknowledged.
+    #[error("an event was not acknowledged: {cause}")]
+    NotTaken {
+        /// What the server or the client says.
+        cause: String,
+    },
     /// A subscription was not in force in time.
     #[error("the broker did not confirm the subscription within {0:?}")]
     Timeout(Duration),
@@ -145,6 +160,17 @@ impl Broker {
         match self {
             Self::Nats(nats) => nats.publish(event),
             Self::Local(local) => local.publish(event),
+        }
+    }
+
+    /// The stream that acknowledges events, made if need be. Its messages are named after `epoch`, post and version.
+    ///
+    /// # Errors
+    /// [`BrokerError::NoStream`], always so in-process.
+    pub async fn events(&self, epoch: Epoch) -> Result<EventStream, BrokerError> {
+        match self {
+            Self::Nats(nats) => EventStream::open(nats, epoch).await,
+            Self::Local(_) => Err(BrokerError::NoStream { cause: "`local` is no NATS".into() }),
         }
     }
 

@@ -107,6 +107,16 @@ impl Nats {
         }
     }
 
+    /// The connection, for JetStream.
+    pub(super) fn client(&self) -> Client {
+        self.inner.client.clone()
+    }
+
+    /// An event went out by another way over this connection.
+    pub(super) fn count_published(&self) {
+        self.inner.counters.published.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) async fn subscribe(&self, post: PostId) -> Result<(), BrokerError> {
         let limit = self.inner.options.subscribe_timeout;
         let in_force = async {

@@ -112,6 +112,7 @@ fn copy(app: &App) {
 
     let store = app.store.counters();
     raise(&metrics.transaction_retries_total, of(&store.retries));
+    raise(&metrics.like_commits_total, of(&store.commits));
     raise(&metrics.database_timeouts_total, of(&store.timeouts));
     raise(&metrics.http_connections_total, of(&app.stats.accepted));
     raise(&metrics.http_connections_refused_total, of(&app.stats.refused));

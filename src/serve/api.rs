@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::app::App;
 use super::error::ApiError;
 use super::{Role, accept, limits, sse};
-use crate::domain::{PostId, Version};
+use crate::domain::{LikesState, PostId, Version};
 use crate::store::{IdempotencyKey, LikeOp, LikeOutcome, LikeRequest, MAX_USER_BYTES, Post, Who};
 
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -34,14 +34,45 @@ pub(super) struct Liked {
     changed: bool,
 }
 
-impl From<&LikeOutcome> for Liked {
+/// The answer to a like that is kept and not counted yet (`--write event`): neither count nor version.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Pending {
+    /// The post.
+    #[schema(value_type = u64, minimum = 1, maximum = 9007199254740991_u64)]
+    post_id: PostId,
+    /// True: it is committed and will be counted soon.
+    pending: bool,
+}
+
+/// Either of them.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum Answer {
+    Counted(Liked),
+    Pending(Pending),
+}
+
+impl From<&LikeOutcome> for Answer {
     fn from(outcome: &LikeOutcome) -> Self {
-        let state = outcome.state;
-        Self { post_id: state.post_id, likes: state.likes, version: state.version, changed: outcome.changed }
+        let LikesState { post_id, likes, version } = outcome.state;
+        if outcome.pending {
+            Self::Pending(Pending { post_id, pending: true })
+        } else {
+            Self::Counted(Liked { post_id, likes, version, changed: outcome.changed })
+        }
     }
 }
 
-impl Liked {
+impl Answer {
+    /// 200, or 202 for one that is not counted yet.
+    pub(super) fn status(&self) -> StatusCode {
+        match self {
+            Self::Counted(_) => StatusCode::OK,
+            Self::Pending(_) => StatusCode::ACCEPTED,
+        }
+    }
+
     pub(super) fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
@@ -176,7 +207,8 @@ pub(super) async fn likes(
             pattern = r#"^(?:[!#-~](?:[ -~]{0,62}[!-~])?|"(?:[ -~]{0,62}[!#-~])?|"[ -~]{1,64}")$"#),
     ),
     responses((status = 200, description = "Counted", body = Liked,
-        headers(("Idempotent-Replayed" = Option<String>, description = "`true`: the answer to an earlier request with this key"))))
+        headers(("Idempotent-Replayed" = Option<String>, description = "`true`: the answer to an earlier request with this key"))),
+        (status = 202, description = "Kept, and counted soon (pods with --write event)", body = Pending))
 )]
 pub(super) async fn like(
     State(app): State<Arc<App>>,
@@ -194,7 +226,8 @@ pub(super) async fn like(
             pattern = r#"^(?:[!#-~](?:[ -~]{0,62}[!-~])?|"(?:[ -~]{0,62}[!#-~])?|"[ -~]{1,64}")$"#),
     ),
     responses((status = 200, description = "Counted, or nothing to take back", body = Liked,
-        headers(("Idempotent-Replayed" = Option<String>, description = "`true`: the answer to an earlier request with this key"))))
+        headers(("Idempotent-Replayed" = Option<String>, description = "`true`: the answer to an earlier request with this key"))),
+        (status = 202, description = "Kept, and counted soon (pods with --write event)", body = Pending))
 )]
 pub(super) async fn unlike(
     State(app): State<Arc<App>>,
@@ -212,7 +245,8 @@ pub(super) async fn unlike(
             pattern = r#"^(?:[!#-~](?:[ -~]{0,62}[!-~])?|"(?:[ -~]{0,62}[!#-~])?|"[ -~]{1,64}")$"#),
     ),
     responses((status = 200, description = "Counted, or counted before", body = Liked,
-        headers(("Idempotent-Replayed" = Option<String>, description = "`true`: the answer to an earlier request with this key"))))
+        headers(("Idempotent-Replayed" = Option<String>, description = "`true`: the answer to an earlier request with this key"))),
+        (status = 202, description = "Kept, and counted soon (pods with --write event)", body = Pending))
 )]
 pub(super) async fn like_me(
     State(app): State<Arc<App>>,
@@ -230,7 +264,8 @@ pub(super) async fn like_me(
             pattern = r#"^(?:[!#-~](?:[ -~]{0,62}[!-~])?|"(?:[ -~]{0,62}[!#-~])?|"[ -~]{1,64}")$"#),
     ),
     responses((status = 200, description = "Taken back, or there was none", body = Liked,
-        headers(("Idempotent-Replayed" = Option<String>, description = "`true`: the answer to an earlier request with this key"))))
+        headers(("Idempotent-Replayed" = Option<String>, description = "`true`: the answer to an earlier request with this key"))),
+        (status = 202, description = "Kept, and counted soon (pods with --write event)", body = Pending))
 )]
 pub(super) async fn unlike_me(
     State(app): State<Arc<App>>,
@@ -274,7 +309,8 @@ async fn change(app: &App, id: &str, who: Who, once: bool, request: Request) -> 
     let request = LikeRequest { post, op, who, once, key };
     request.check_repeatable().map_err(|error| ApiError::from(&error))?;
     let outcome = app.like(request).await?;
-    let mut response = Json(Liked::from(&outcome)).into_response();
+    let answer = Answer::from(&outcome);
+    let mut response = (answer.status(), Json(answer)).into_response();
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if outcome.replayed {
         response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));

@@ -10,12 +10,12 @@ use tokio::runtime::Handle;
 use super::conformance::Broadcast;
 use super::connection::Stats;
 use super::error::ApiError;
-use super::likes::Likes;
+use super::likes::{Likes, LikesOptions};
 use super::limits::{Seat, Seats};
 use super::watch::{JoinError, Watch, WatchGuard};
 use super::wire::Wire;
 use super::{Broken, Config};
-use crate::broker::Broker;
+use crate::broker::{Broker, EventStream};
 use crate::domain::{Epoch, LikesState, PostId, unix_micros};
 use crate::hub::Hub;
 use crate::proto::stomp::session;
@@ -73,12 +73,15 @@ pub(super) struct Parts {
     pub store: LikeStore,
     pub watch: Watch,
     pub broker: Broker,
+    pub outbox: Option<EventStream>,
     pub hub: Hub<Wire>,
 }
 
 impl App {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { config, pod, epoch, store, watch, broker, hub } = parts;
+        let Parts { config, pod, epoch, store, watch, broker, outbox, hub } = parts;
+        let metrics = Metrics::new();
+        let likes = LikesOptions { write: config.write, outbox, fail_at: config.fail_at, metrics: metrics.clone() };
         let stomp = session::Options {
             // The pod's name as the comment, so that a client can show where it hangs; no version, which is nobody's business.
             server: format!("pushlab {}", pod.to_str().unwrap_or_default()).into(),
@@ -93,11 +96,11 @@ impl App {
             ..session::Options::default()
         };
         Arc::new(Self {
-            likes: Likes::new(store.clone(), broker.clone()),
+            likes: Likes::start(store.clone(), broker.clone(), likes),
             seats: Seats::new(config.max_connections),
             stomp: Arc::new(stomp),
             broadcast: Arc::default(),
-            metrics: Metrics::new(),
+            metrics,
             stats: Arc::default(),
             draining: AtomicBool::new(false),
             database_up: AtomicBool::new(true),
@@ -121,6 +124,7 @@ impl App {
         let outcome = self.likes.like(request).await;
         let label = match &outcome {
             Ok(outcome) if outcome.replayed => "replayed",
+            Ok(outcome) if outcome.pending => "pending",
             Ok(outcome) if outcome.changed => "changed",
             Ok(_) => "unchanged",
             Err(_) => "",

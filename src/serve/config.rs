@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
+use super::likes::FailAt;
+use crate::store::WriteStrategy;
+
 /// Options of `pushlab serve`. Durations are written `20ms`, `30s`, `5m`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "On start one JSON line per pod goes to stdout once it is ready to serve: \
@@ -27,6 +30,14 @@ pub struct Config {
     /// What carries events between pods: nats://host:4222, or `local` for pods of this one process
     #[arg(long, env = "NATS_URL", value_name = "URL", default_value = "local", hide_env_values = true)]
     pub nats_url: String,
+
+    /// How a like is written. All but `pessimistic` need MariaDB or MySQL
+    #[arg(long, env = "PUSHLAB_WRITE", value_name = "STRATEGY", value_enum, default_value = "pessimistic")]
+    pub write: WriteStrategy,
+
+    /// When an event is published. `outbox` needs MariaDB 10.6 or MySQL 8, and a NATS with JetStream (nats-server -js)
+    #[arg(long, env = "PUSHLAB_PUBLISH", value_name = "WHEN", value_enum, default_value = "after-commit")]
+    pub publish: Publish,
 
     /// What this pod serves
     #[arg(
@@ -118,6 +129,10 @@ pub struct Config {
     /// Laboratory only: a broken pod. It answers every stream at once, with 503 or with a 200 that ends
     #[arg(long = "break", env = "PUSHLAB_BREAK", value_enum, value_name = "HOW")]
     pub broken: Option<Broken>,
+
+    /// Laboratory only: the process kills itself at the first like that comes to this place
+    #[arg(long, env = "PUSHLAB_FAIL_AT", value_enum, value_name = "PLACE", hide = true)]
+    pub fail_at: Option<FailAt>,
 }
 
 impl Config {
@@ -126,6 +141,15 @@ impl Config {
     pub fn serves(&self, role: Role) -> bool {
         self.roles.contains(&role)
     }
+}
+
+/// When an event is published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Publish {
+    /// Right after the commit; one that is lost there is found by anti-entropy
+    AfterCommit,
+    /// It is written in the like's own transaction and published until the broker acknowledges it
+    Outbox,
 }
 
 /// What a pod can serve.

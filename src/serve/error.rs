@@ -208,7 +208,7 @@ impl From<&StoreError> for ApiError {
             StoreError::Unavailable { .. } => Self::Unavailable("the database cannot be reached; nothing was counted"),
             StoreError::Timeout(_) => Self::Unavailable("the database did not answer in time; nothing was counted"),
             StoreError::OutcomeUnknown { .. } => Self::OutcomeUnknown,
-            StoreError::BadUrl(_) => Self::Internal,
+            StoreError::BadUrl(_) | StoreError::Unsupported(_) => Self::Internal,
         }
     }
 }

@@ -52,7 +52,7 @@ pub mod watch;
 /// The two transports as the engine sees them.
 pub mod wire;
 
-pub use config::{AccelBuffering, Broken, BusyStream, Config, CpuList, Role, Switch};
+pub use config::{AccelBuffering, Broken, BusyStream, Config, CpuList, Publish, Role, Switch};
 pub use drain::Drained;
 pub use host::pin;
 pub use pod::{Pod, build};

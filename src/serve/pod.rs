@@ -17,7 +17,7 @@ use super::app::{App, Parts};
 use super::drain::{self, Drained};
 use super::watch::{Sink, Watch, WatchOptions};
 use super::wire::Wire;
-use super::{Config, Switch, admin, conformance, connection, limits, router};
+use super::{Config, Publish, Switch, admin, conformance, connection, limits, router};
 use crate::broker::{BrokerOptions, BrokerTarget, LocalBus};
 use crate::hub::{EngineOptions, Hub};
 use crate::store::{LikeStore, StoreError, StoreOptions};
@@ -48,9 +48,13 @@ pub async fn build(config: &Config) -> anyhow::Result<Vec<Pod>> {
     conformance::check(config)?;
     let ports = (0..config.pods.get()).map(|index| Ok((numbered(&config.pod_name, index), bind(config, index)?)));
     let ports: Vec<_> = ports.collect::<anyhow::Result<_>>()?;
-    let options = StoreOptions { startup_timeout: PATIENCE, ..StoreOptions::default() };
+    let outbox = config.publish == Publish::Outbox;
+    let options = StoreOptions { startup_timeout: PATIENCE, write: config.write, outbox, ..StoreOptions::default() };
     let store = LikeStore::connect(&config.database_url, options).await;
-    let store = store.map_err(|error| unreachable_database(&config.database_url, &error))?;
+    let store = store.map_err(|error| match error {
+        StoreError::Unsupported(why) => anyhow!("{why} (--write, --publish)"),
+        error => unreachable_database(&config.database_url, &error),
+    })?;
     let epoch = if config.new_epoch { store.new_epoch().await } else { store.epoch().await };
     let epoch = epoch.map_err(|error| unreachable_database(&config.database_url, &error))?;
     let bus = LocalBus::default();
@@ -64,8 +68,13 @@ pub async fn build(config: &Config) -> anyhow::Result<Vec<Pod>> {
             let started = Watch::start(store.clone(), &target, broker, sink(&hub), watch).await;
             started.map_err(|error| anyhow!("{error} (--nats-url or NATS_URL; `local` needs no server)"))?
         };
+        let outbox = match config.publish {
+            Publish::AfterCommit => None,
+            Publish::Outbox => Some(broker.events(epoch).await.map_err(|error| anyhow!("--publish outbox: {error}"))?),
+        };
         let label = HeaderValue::from_str(&name).context("--pod-name is printable ASCII")?;
-        let parts = Parts { config: config.clone(), pod: label, epoch, store: store.clone(), watch, broker, hub };
+        let parts =
+            Parts { config: config.clone(), pod: label, epoch, store: store.clone(), watch, broker, outbox, hub };
         let addresses = (public.local_addr()?, admin.local_addr()?);
         pods.push(Pod { name, app: App::new(parts), public, admin, stomp, addresses });
     }

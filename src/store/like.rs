@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use sha1::{Digest, Sha1};
+use tokio::time::Instant;
 
-use crate::domain::{LikesState, PostId, Version};
+use crate::domain::{LikesChanged, LikesState, MAX_SAFE_INTEGER, PostId, Version};
 
 /// Longest user name in bytes.
 pub const MAX_USER_BYTES: usize = 128;
@@ -14,6 +15,9 @@ const MAX_KEY: usize = 64;
 
 /// Longest scope in bytes (method and path of our own routes).
 const MAX_SCOPE: usize = 128;
+
+/// The version kept with the key of a like that was not counted yet: beyond every version there can be.
+pub(super) const PENDING: u64 = MAX_SAFE_INTEGER + 1;
 
 /// Add one, or take one back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -125,6 +129,15 @@ impl LikeRequest {
     }
 }
 
+/// What is to be published after a commit, by exactly one of those whose likes shared it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ToPublish {
+    /// The event; it covers the versions of the whole commit.
+    pub event: LikesChanged,
+    /// Its row in the outbox, when the store writes one.
+    pub outbox: Option<u64>,
+}
+
 /// How long the parts of a like took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stages {
@@ -134,17 +147,27 @@ pub struct Stages {
     pub commit_us: u64,
 }
 
+impl Stages {
+    pub(super) fn since(started: Instant) -> u64 {
+        u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
 /// What a like did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LikeOutcome {
     /// The post's state after it; of a replay, the state the first answer gave.
     pub state: LikesState,
-    /// The version before it: an event covers (prev, state.version].
+    /// The version before it.
     pub prev: Version,
     /// False when nothing changed (unlike at 0, second like of a user): nothing is published.
     pub changed: bool,
     /// True when the answer of an earlier request with the same key is given again: nothing is published.
     pub replayed: bool,
+    /// True when it is kept and will be counted soon ([`crate::store::WriteStrategy::Event`]): `state` says nothing then.
+    pub pending: bool,
+    /// What the caller is to publish.
+    pub publish: Option<ToPublish>,
     /// Where the time went.
     pub stages: Stages,
     /// Unix time in µs, read right after COMMIT returned.
@@ -152,9 +175,30 @@ pub struct LikeOutcome {
 }
 
 impl LikeOutcome {
+    /// The answer of an earlier request, from what was kept with its key: (payload hash, likes, version, prev, changed).
+    pub(super) fn kept(
+        post_id: PostId,
+        key: &IdempotencyKey,
+        (payload_hash, likes, version, prev, changed): (Vec<u8>, u64, u64, u64, bool),
+    ) -> Result<Self, StoreError> {
+        if payload_hash != key.payload_hash {
+            return Err(StoreError::KeyMismatch);
+        }
+        Ok(Self {
+            state: LikesState { post_id, likes, version: Version(version) },
+            prev: Version(prev),
+            changed,
+            replayed: true,
+            pending: version == PENDING,
+            publish: None,
+            stages: Stages::default(),
+            committed_at: 0,
+        })
+    }
+
     /// The same answer for a duplicate.
     pub(super) fn replay(&self) -> Self {
-        Self { replayed: true, ..self.clone() }
+        Self { replayed: true, publish: None, ..self.clone() }
     }
 }
 
@@ -201,6 +245,9 @@ pub enum StoreError {
         /// For the log only.
         cause: String,
     },
+    /// This database cannot do what the options ask for.
+    #[error("{0}")]
+    Unsupported(String),
     /// The database URL is not one of ours.
     #[error("bad database URL: {0}")]
     BadUrl(String),

@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::domain::{Epoch, LikesState, MAX_SAFE_INTEGER, PostId, Version};
+use crate::domain::{Epoch, LikesState, PostId};
 
 /// Requests with a key that are under way in this process.
 mod flights;
@@ -15,11 +15,20 @@ mod flights;
 mod like;
 /// MySQL and MariaDB.
 mod mysql;
+/// Bounds, and how likes are written.
+mod options;
+/// The row under its lock.
+mod row;
+/// Statements both databases have.
+mod sql;
 /// SQLite, for the embedded stack.
 mod sqlite;
 
-pub use like::{IdempotencyKey, KeyError, LikeOp, LikeOutcome, LikeRequest, MAX_USER_BYTES, Stages, StoreError, Who};
+pub use like::{
+    IdempotencyKey, KeyError, LikeOp, LikeOutcome, LikeRequest, MAX_USER_BYTES, Stages, StoreError, ToPublish, Who,
+};
 pub use mysql::MySql;
+pub use options::{StoreOptions, WriteStrategy};
 pub use sqlite::Sqlite;
 
 /// Longest title, in characters.
@@ -27,48 +36,6 @@ pub const MAX_TITLE_CHARS: usize = 200;
 
 /// How long keys are kept.
 pub const KEY_RETENTION: Duration = Duration::from_secs(24 * 3600);
-
-/// Bounds of the store. Every field is a promise to the caller, not a hint.
-#[derive(Debug, Clone)]
-pub struct StoreOptions {
-    /// Connections of the pool for requests; repairs have one more of their own. PERFORMANCE: 2–4 × cores.
-    pub max_connections: u32,
-    /// Longest wait for a connection of the pool, connecting included.
-    pub acquire_timeout: Duration,
-    /// Longest wait for the post's row. Databases count whole seconds: rounded up.
-    pub lock_timeout: Duration,
-    /// Longest life of one operation, waits and retries included. When it has passed, the connection is closed and
-    /// the database rolls back.
-    pub operation_timeout: Duration,
-    /// Longest wait of [`LikeStore::connect`] for a database that is just starting.
-    pub startup_timeout: Duration,
-    /// How often a transaction is repeated after a deadlock or a lock time-out of its own short kind.
-    pub lock_retries: u32,
-    /// How the like is written.
-    pub write: WriteStrategy,
-}
-
-impl Default for StoreOptions {
-    fn default() -> Self {
-        Self {
-            max_connections: 16,
-            acquire_timeout: Duration::from_secs(2),
-            lock_timeout: Duration::from_secs(2),
-            operation_timeout: Duration::from_secs(5),
-            startup_timeout: Duration::from_secs(5),
-            lock_retries: 3,
-            write: WriteStrategy::Pessimistic,
-        }
-    }
-}
-
-/// How a like is written (DESIGN §3).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum WriteStrategy {
-    /// SELECT … FOR UPDATE, UPDATE, COMMIT.
-    #[default]
-    Pessimistic,
-}
 
 /// A post without its count (which changes far more often).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +57,28 @@ pub struct StoredState {
     pub changed_at: u64,
 }
 
+/// Rows that wait: for publication, or to be counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Queue {
+    /// How many.
+    pub rows: u64,
+    /// How long the oldest has waited.
+    pub oldest: Duration,
+}
+
+/// Pending likes that were counted in one transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counted {
+    /// What the caller is to publish; nothing when they changed nothing (take-backs at 0).
+    pub publish: Option<ToPublish>,
+    /// When each of them was accepted: Unix time in µs.
+    pub accepted_at: Vec<u64>,
+    /// When they were counted: Unix time in µs, read right after COMMIT returned.
+    pub committed_at: u64,
+    /// There may be more.
+    pub more: bool,
+}
+
 /// What has happened in a store since it was made. All only grow.
 #[derive(Debug, Default)]
 pub struct StoreCounters {
@@ -99,6 +88,8 @@ pub struct StoreCounters {
     pub reconnects: AtomicU64,
     /// Operations given up because their time had passed.
     pub timeouts: AtomicU64,
+    /// Transactions of likes that were committed; fewer than likes when several share one.
+    pub commits: AtomicU64,
 }
 
 impl StoreCounters {
@@ -129,11 +120,24 @@ impl LikeStore {
     /// Connects to `mysql://…`, `mariadb://…` or `sqlite:PATH` and brings its tables up to date; several pods may do so at once.
     ///
     /// # Errors
-    /// [`StoreError::BadUrl`], or [`StoreError::Unavailable`] after [`StoreOptions::startup_timeout`].
+    /// [`StoreError::BadUrl`], [`StoreError::Unsupported`], or [`StoreError::Unavailable`] after
+    /// [`StoreOptions::startup_timeout`].
     pub async fn connect(url: &str, options: StoreOptions) -> Result<Self, StoreError> {
         if url.starts_with("mysql:") || url.starts_with("mariadb:") {
-            Ok(Self::MySql(MySql::connect(url, options).await?))
+            let outbox = options.outbox;
+            let store = MySql::connect(url, options).await?;
+            if outbox {
+                store.check_outbox().await?;
+            }
+            Ok(Self::MySql(store))
         } else if url.starts_with("sqlite:") {
+            if options.write != WriteStrategy::Pessimistic || options.outbox {
+                return Err(StoreError::Unsupported(
+                    "SQLite has one writer, and readers in one process: with it likes are written pessimistic and published \
+                     after-commit; the others need MariaDB or MySQL (--database-url mysql://…)"
+                        .into(),
+                ));
+            }
             Ok(Self::Sqlite(Sqlite::connect(url, options).await?))
         } else {
             Err(StoreError::BadUrl("it begins with mysql://, mariadb:// or sqlite:".into()))
@@ -254,6 +258,81 @@ impl LikeStore {
         outcome
     }
 
+    /// Counts likes of `post` that were answered `pending` ([`WriteStrategy::Event`]); `None` when there are none.
+    ///
+    /// # Errors
+    /// As [`LikeStore::apply`].
+    pub async fn count_pending(&self, post: PostId) -> Result<Option<Counted>, StoreError> {
+        match self {
+            Self::MySql(store) => store.count_pending(post).await,
+            Self::Sqlite(_) => Ok(None),
+        }
+    }
+
+    /// Posts with pending likes, some thousand at most.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] or [`StoreError::Timeout`].
+    pub async fn pending_posts(&self) -> Result<Vec<PostId>, StoreError> {
+        match self {
+            Self::MySql(store) => store.pending_posts().await,
+            Self::Sqlite(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// The likes that are pending.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] or [`StoreError::Timeout`].
+    pub async fn pending_queue(&self) -> Result<Queue, StoreError> {
+        match self {
+            Self::MySql(store) => store.pending_queue().await,
+            Self::Sqlite(_) => Ok(Queue::default()),
+        }
+    }
+
+    /// The events that are not published.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] or [`StoreError::Timeout`].
+    pub async fn outbox_queue(&self) -> Result<Queue, StoreError> {
+        match self {
+            Self::MySql(store) => store.outbox_queue().await,
+            Self::Sqlite(_) => Ok(Queue::default()),
+        }
+    }
+
+    /// Removes rows of the outbox whose events are published.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] or [`StoreError::Timeout`]: those rows will be published once more.
+    pub async fn published(&self, rows: &[u64]) -> Result<(), StoreError> {
+        match self {
+            Self::MySql(store) => store.published(rows).await,
+            Self::Sqlite(_) => Ok(()),
+        }
+    }
+
+    /// Claims up to `most` events that nobody has published for `age` (rows another pod has claimed are skipped), has
+    /// them published, and removes those whose rows `publish` returns. How many those were.
+    ///
+    /// # Errors
+    /// [`StoreError::Contended`], [`StoreError::Unavailable`] or [`StoreError::Timeout`].
+    pub async fn publish_left<F>(
+        &self,
+        age: Duration,
+        most: u32,
+        publish: impl FnOnce(Vec<ToPublish>) -> F + Send,
+    ) -> Result<usize, StoreError>
+    where
+        F: Future<Output = Vec<u64>> + Send,
+    {
+        match self {
+            Self::MySql(store) => store.publish_left(age, most, publish).await,
+            Self::Sqlite(_) => Ok(0),
+        }
+    }
+
     /// Whether the database answers, for readiness.
     ///
     /// # Errors
@@ -302,31 +381,5 @@ impl LikeStore {
             }
         };
         let _ = tokio::time::timeout(patience, closing).await;
-    }
-}
-
-/// The post's row under its lock, and what a request makes of it. Pure: both databases share it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Row {
-    likes: u64,
-    version: u64,
-}
-
-impl Row {
-    /// The row after `op`, or `None` when nothing changes: a count never falls below 0.
-    fn after(self, op: LikeOp) -> Result<Option<Self>, StoreError> {
-        let likes = match op {
-            LikeOp::Like => Some(self.likes + 1),
-            LikeOp::Unlike => self.likes.checked_sub(1),
-        };
-        let version = self.version + 1;
-        if version > MAX_SAFE_INTEGER {
-            return Err(StoreError::Limit("the post's version has reached 2^53 − 1"));
-        }
-        Ok(likes.map(|likes| Self { likes, version }))
-    }
-
-    fn state(self, post_id: PostId) -> LikesState {
-        LikesState { post_id, likes: self.likes, version: Version(self.version) }
     }
 }

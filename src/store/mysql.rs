@@ -4,24 +4,36 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use rand::RngExt;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlPoolOptions};
 use sqlx::{ConnectOptions, Connection, Executor, MySqlPool};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::flights::Flights;
-use super::{Lane, LikeOutcome, LikeRequest, Post, StoreCounters, StoreError, StoreOptions, StoredState};
+use super::{
+    Lane, LikeOutcome, LikeRequest, Post, StoreCounters, StoreError, StoreOptions, StoredState, WriteStrategy, sql,
+};
 use crate::domain::{Epoch, LikesState, PostId, Version, unix_micros};
-use failure::Failure;
+use combiner::Combiner;
+use failure::{Failure, Tries};
 use lease::Lease;
 
+/// Several likes of one post in one transaction.
+mod batch;
+/// Who shares a transaction with whom.
+mod combiner;
 /// What the database's errors mean.
 mod failure;
 /// A connection on loan.
 mod lease;
+/// Events to be published, written with what they tell.
+mod outbox;
+/// Likes that are kept first and counted later.
+mod pending;
 /// Tables, brought up to date by one pod at a time.
 mod schema;
-/// The transactions of a like.
+/// BEGIN and COMMIT.
+mod transaction;
+/// One like, one transaction.
 mod write;
 
 /// Least time a COMMIT is waited for, whatever was used up before: an unknown outcome is worse than a late one.
@@ -32,6 +44,17 @@ const BATCHES: [usize; 4] = [1, 8, 64, 256];
 
 /// Keys removed per transaction.
 const SWEEP: u32 = 1000;
+
+/// Pools of connections.
+#[derive(Debug, Clone, Copy)]
+enum Connections {
+    /// For requests.
+    Requests,
+    /// For the writers of hot posts ([`WriteStrategy::Combining`]), who keep theirs as long as somebody waits.
+    Writers,
+    /// For re-reads, pings and sweeps.
+    Repair,
+}
 
 /// One statement on its way.
 type Work<'c, T> = BoxFuture<'c, Result<T, sqlx::Error>>;
@@ -45,10 +68,12 @@ pub struct MySql {
 #[derive(Debug)]
 struct Inner {
     pool: MySqlPool,
+    writers: MySqlPool,
     repair: MySqlPool,
     options: StoreOptions,
     flights: Flights,
     counters: StoreCounters,
+    combiner: Combiner,
 }
 
 impl MySql {
@@ -57,9 +82,19 @@ impl MySql {
         let connect = connect.disable_statement_logging();
         schema::migrate(&connect, &options).await?;
         let pool = pool_options(&options).max_connections(options.max_connections).connect_lazy_with(connect.clone());
+        let writers =
+            pool_options(&options).max_connections(options.max_connections).connect_lazy_with(connect.clone());
         let repair = pool_options(&options).max_connections(1).connect_lazy_with(connect);
-        let (flights, counters) = (Flights::default(), StoreCounters::default());
-        Ok(Self { inner: Arc::new(Inner { pool, repair, options, flights, counters }) })
+        let inner = Inner {
+            pool,
+            writers,
+            repair,
+            options,
+            flights: Flights::default(),
+            counters: StoreCounters::default(),
+            combiner: Combiner::default(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     pub(super) fn options(&self) -> &StoreOptions {
@@ -88,12 +123,11 @@ impl MySql {
 
     pub(super) async fn create_post(&self, title: &str) -> Result<Post, StoreError> {
         let now = unix_micros();
-        let insert = "insert into posts (title, created_at, changed_at) values (?, ?, ?)";
         let done = self
             // Repeated, it may leave a post whose id nobody knows: harmless.
             .run(Lane::Requests, {
                 let title = title.to_owned();
-                move |conn| Box::pin(sqlx::query(insert).bind(title.clone()).bind(now).bind(now).execute(conn))
+                move |conn| Box::pin(sqlx::query(sql::NEW_POST).bind(title.clone()).bind(now).bind(now).execute(conn))
             })
             .await?;
         let id = PostId::new(done.last_insert_id()).ok_or(StoreError::Limit("there are 2^53 posts"))?;
@@ -101,9 +135,8 @@ impl MySql {
     }
 
     pub(super) async fn post(&self, id: PostId) -> Result<Post, StoreError> {
-        let select = "select title, created_at from posts where id = ?";
         let row: Option<(String, u64)> = self
-            .run(Lane::Requests, move |conn| Box::pin(sqlx::query_as(select).bind(id.get()).fetch_optional(conn)))
+            .run(Lane::Requests, move |conn| Box::pin(sqlx::query_as(sql::POST).bind(id.get()).fetch_optional(conn)))
             .await?;
         let (title, created_at) = row.ok_or(StoreError::UnknownPost)?;
         Ok(Post { id, title, created_at })
@@ -142,50 +175,82 @@ impl MySql {
 
     pub(super) async fn apply(&self, request: &LikeRequest) -> Result<LikeOutcome, StoreError> {
         let Inner { options, counters, .. } = &*self.inner;
+        if options.write == WriteStrategy::Combining {
+            return self.combine(request).await;
+        }
         let started = Instant::now();
         let deadline = started + options.operation_timeout;
-        let (mut lock_errors, mut broken) = (0, 0);
+        let mut tries = Tries::default();
         loop {
-            let mut conn = self.acquire(Lane::Requests, deadline).await?;
-            let failure = match write::attempt(&mut conn, request, options, started, deadline).await {
-                Ok(outcome) => return Ok(outcome),
-                Err(failure) => failure,
+            let mut conn = self.acquire(Connections::Requests, deadline).await?;
+            let attempt = match options.write {
+                WriteStrategy::Event => pending::accept(&mut conn, request, started, deadline).await,
+                _ => write::attempt(&mut conn, request, options, started, deadline).await,
             };
-            match failure {
-                Failure::Refused(error) => return Err(error),
-                Failure::Contended if lock_errors < options.lock_retries => {
-                    lock_errors += 1;
-                    StoreCounters::count(&counters.retries);
-                    drop(conn);
-                    let pause = Duration::from_micros(rand::rng().random_range(500..5_000) << lock_errors);
-                    sleep(pause).await;
-                }
-                Failure::Contended => return Err(StoreError::Contended),
-                Failure::LockTimeout => {
-                    let first_is_under_way = write::key_in_flight(&mut conn, request).await;
-                    return Err(if first_is_under_way { StoreError::KeyInFlight } else { StoreError::Contended });
-                }
-                // The pool does not test connections before use: after a restart of the database each of them may be dead.
-                Failure::Broken(cause) => {
-                    conn.discard();
-                    broken += 1;
-                    if broken > options.max_connections + 1 || Instant::now() >= deadline {
-                        return Err(StoreError::Unavailable { cause });
+            match attempt {
+                Ok(outcome) => {
+                    if outcome.stages.commit_us > 0 {
+                        StoreCounters::count(&counters.commits);
                     }
-                    StoreCounters::count(&counters.reconnects);
+                    return Ok(outcome);
                 }
-                Failure::TimedOut => {
-                    conn.discard();
-                    StoreCounters::count(&counters.timeouts);
-                    return Err(StoreError::Timeout(options.operation_timeout));
-                }
-                Failure::Unknown(cause) => {
-                    conn.discard();
-                    StoreCounters::count(&counters.timeouts);
-                    return Err(StoreError::OutcomeUnknown { cause });
-                }
+                Err(failure) => self.again(failure, conn, &mut tries, deadline, Some(request)).await?,
             }
         }
+    }
+
+    /// After a failed attempt: the final answer, or nothing when it makes sense to try again now. `request` is the one
+    /// whose key may be under way in another pod.
+    async fn again(
+        &self,
+        failure: Failure,
+        mut conn: Lease,
+        tries: &mut Tries,
+        deadline: Instant,
+        request: Option<&LikeRequest>,
+    ) -> Result<(), StoreError> {
+        let Inner { options, counters, .. } = &*self.inner;
+        if failure.leaves_connection_unusable() {
+            conn.discard();
+        }
+        let tried = match failure {
+            Failure::Contended if tries.lock_errors < options.lock_retries => {
+                tries.lock_errors += 1;
+                tries.lock_errors + 2
+            }
+            Failure::Overtaken if tries.overtaken < options.optimistic_retries => {
+                tries.overtaken += 1;
+                tries.overtaken
+            }
+            Failure::LockTimeout => {
+                let first_is_under_way = match request {
+                    Some(request) => write::key_in_flight(&mut conn, request).await,
+                    None => false,
+                };
+                return Err(if first_is_under_way { StoreError::KeyInFlight } else { StoreError::Contended });
+            }
+            // The pool does not test connections before use: after a restart of the database each of them may be dead.
+            Failure::Broken(cause) => {
+                tries.broken += 1;
+                if tries.broken > options.max_connections + 1 || Instant::now() >= deadline {
+                    return Err(StoreError::Unavailable { cause });
+                }
+                StoreCounters::count(&counters.reconnects);
+                return Ok(());
+            }
+            failure => {
+                if matches!(failure, Failure::TimedOut | Failure::Unknown(_)) {
+                    StoreCounters::count(&counters.timeouts);
+                }
+                return Err(failure.into_store_error(options.operation_timeout));
+            }
+        };
+        StoreCounters::count(&counters.retries);
+        // Others use the connection meanwhile. Longer each time, and at random: those who collided do not again.
+        drop(conn);
+        let most = 250_u64 << tried.min(7);
+        sleep(Duration::from_micros(rand::random_range(most / 8..most))).await;
+        Ok(())
     }
 
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
@@ -209,13 +274,15 @@ impl MySql {
 
     pub(super) async fn close(&self) {
         self.inner.pool.close().await;
+        self.inner.writers.close().await;
         self.inner.repair.close().await;
     }
 
-    async fn acquire(&self, lane: Lane, deadline: Instant) -> Result<Lease, StoreError> {
-        let pool = match lane {
-            Lane::Requests => &self.inner.pool,
-            Lane::Repair => &self.inner.repair,
+    async fn acquire(&self, which: Connections, deadline: Instant) -> Result<Lease, StoreError> {
+        let pool = match which {
+            Connections::Requests => &self.inner.pool,
+            Connections::Writers => &self.inner.writers,
+            Connections::Repair => &self.inner.repair,
         };
         match timeout_at(deadline, pool.acquire()).await {
             Ok(Ok(conn)) => Ok(Lease::new(conn)),
@@ -230,7 +297,11 @@ impl MySql {
         let limit = self.inner.options.operation_timeout;
         let deadline = Instant::now() + limit;
         for attempt in 1.. {
-            let mut conn = self.acquire(lane, deadline).await?;
+            let which = match lane {
+                Lane::Requests => Connections::Requests,
+                Lane::Repair => Connections::Repair,
+            };
+            let mut conn = self.acquire(which, deadline).await?;
             let failure = match timeout_at(deadline, work(&mut conn)).await {
                 Ok(Ok(value)) => return Ok(value),
                 Ok(Err(e)) => Failure::from(e),
@@ -273,9 +344,4 @@ fn pool_options(options: &StoreOptions) -> MySqlPoolOptions {
                 Ok(())
             })
         })
-}
-
-/// Ends a transaction within `COMMIT_PATIENCE`; false when the connection is no longer usable.
-async fn rollback(transaction: sqlx::Transaction<'_, sqlx::MySql>) -> bool {
-    matches!(timeout(COMMIT_PATIENCE, transaction.rollback()).await, Ok(Ok(())))
 }

@@ -11,7 +11,7 @@ use sqlx::{ConnectOptions, Connection};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::flights::Flights;
-use super::{Lane, LikeOutcome, LikeRequest, Post, StoreCounters, StoreError, StoreOptions, StoredState};
+use super::{Lane, LikeOutcome, LikeRequest, Post, StoreCounters, StoreError, StoreOptions, StoredState, sql};
 use crate::domain::{Epoch, LikesState, PostId, Version, unix_micros};
 
 /// The transactions of a like.
@@ -103,9 +103,8 @@ impl Sqlite {
     }
 
     pub(super) async fn epoch(&self) -> Result<Epoch, StoreError> {
-        let select = "select value from epoch where id = 1";
         let epoch: u32 =
-            self.run(&self.inner.readers, move |conn| Box::pin(sqlx::query_scalar(select).fetch_one(conn))).await?;
+            self.run(&self.inner.readers, move |conn| Box::pin(sqlx::query_scalar(sql::EPOCH).fetch_one(conn))).await?;
         Ok(Epoch(epoch))
     }
 
@@ -119,11 +118,10 @@ impl Sqlite {
     pub(super) async fn create_post(&self, title: &str) -> Result<Post, StoreError> {
         let created_at = unix_micros();
         let now = created_at.cast_signed();
-        let insert = "insert into posts (title, created_at, changed_at) values (?, ?, ?)";
         let done = self
             .run(&self.inner.writer, {
                 let title = title.to_owned();
-                move |conn| Box::pin(sqlx::query(insert).bind(title.clone()).bind(now).bind(now).execute(conn))
+                move |conn| Box::pin(sqlx::query(sql::NEW_POST).bind(title.clone()).bind(now).bind(now).execute(conn))
             })
             .await?;
         let id =
@@ -132,10 +130,9 @@ impl Sqlite {
     }
 
     pub(super) async fn post(&self, id: PostId) -> Result<Post, StoreError> {
-        let select = "select title, created_at from posts where id = ?";
         let row: Option<(String, i64)> = self
             .run(&self.inner.readers, move |conn| {
-                Box::pin(sqlx::query_as(select).bind(id.get().cast_signed()).fetch_optional(conn))
+                Box::pin(sqlx::query_as(sql::POST).bind(id.get().cast_signed()).fetch_optional(conn))
             })
             .await?;
         let (title, created_at) = row.ok_or(StoreError::UnknownPost)?;
@@ -172,8 +169,13 @@ impl Sqlite {
             Ok(conn) => conn.map_err(|e| failure(&e))?,
             Err(_) => return Err(StoreError::Timeout(limit)),
         };
-        match timeout_at(started + limit, write::transaction(&mut conn, request, options.write, started)).await {
-            Ok(result) => result,
+        match timeout_at(started + limit, write::transaction(&mut conn, request, started)).await {
+            Ok(result) => {
+                if result.as_ref().is_ok_and(|outcome| outcome.stages.commit_us > 0) {
+                    StoreCounters::count(&counters.commits);
+                }
+                result
+            }
             // Between BEGIN and COMMIT nothing leaves this process: either SQLite is done, or it rolls back. Which of both,
             // is not known here.
             Err(_) => {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Bucket, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
 
@@ -28,6 +28,12 @@ impl Make for IntCounter {
 }
 
 impl Make for IntGauge {
+    fn make(opts: Opts, _: &[&str]) -> prometheus::Result<Self> {
+        Self::with_opts(opts)
+    }
+}
+
+impl Make for Gauge {
     fn make(opts: Opts, _: &[&str]) -> prometheus::Result<Self> {
         Self::with_opts(opts)
     }
@@ -182,7 +188,7 @@ metrics! {
     streams_refused_total: IntCounterVec ["reason"];
     /// Streams served by an ordinary body (HTTP/2, HTTP/1.0) and not by the engine.
     fallback_streams_total: IntCounter;
-    /// Likes and take-backs by outcome: changed, unchanged, replayed, refused (the caller's fault), failed (ours).
+    /// Likes and take-backs by outcome: changed, unchanged, pending (--write event), replayed, refused (the caller's fault), failed (ours).
     likes_total: IntCounterVec ["result"];
     /// Wait for the post's row lock.
     lock_wait_seconds: Histogram;
@@ -190,6 +196,22 @@ metrics! {
     transaction_seconds: Histogram;
     /// From COMMIT until the event was handed to the broker.
     publish_seconds: Histogram;
+    /// Transactions of likes that were committed; fewer than likes when several share one.
+    like_commits_total: IntCounter;
+    /// Likes that were answered and are not counted yet (--write event), in the whole database.
+    pending_likes: IntGauge;
+    /// From the answer to a like (--write event) until it was counted.
+    pending_seconds: Histogram;
+    /// Events in the outbox that are not published yet, of all pods.
+    outbox_unpublished: IntGauge;
+    /// Age of the oldest event in the outbox, 0 when there is none.
+    outbox_oldest_seconds: Gauge;
+    /// From COMMIT until the stream acknowledged the event (--publish outbox).
+    outbox_publish_seconds: Histogram;
+    /// Events that were not published right after their commit and left to the sweep.
+    outbox_left_total: IntCounter;
+    /// Events this pod's sweep found and published.
+    outbox_swept_total: IntCounter;
     /// Events handed to the broker.
     broker_published_total: IntCounter;
     /// Events not handed to the broker because the bounded queue was full; anti-entropy heals them.

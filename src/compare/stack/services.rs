@@ -203,11 +203,32 @@ pub async fn mariadb(guardian: &Guardian, cpus: &[usize]) -> anyhow::Result<Runn
     mariadb_at(guardian, &data, free_port()?, cpus).await
 }
 
+/// [`mariadb`] with a binary log that is flushed at each commit too, as a database with a replica has it.
+///
+/// # Errors
+/// When it is not installed or does not serve.
+pub async fn mariadb_with_binlog(guardian: &Guardian, cpus: &[usize]) -> anyhow::Result<Running> {
+    let data = guardian.folder().join("mariadb");
+    install_database(&Service::MariaDb.require()?, &data).await?;
+    let log = ["--log-bin=binlog", "--sync-binlog=1", "--server-id=1"];
+    run_mariadb(guardian, &data, free_port()?, cpus, &log).await
+}
+
 /// Starts MariaDB (or MySQL) on an existing data folder and a given port (to restart one).
 ///
 /// # Errors
 /// When it is not installed or does not serve.
 pub async fn mariadb_at(guardian: &Guardian, data: &Path, port: u16, cpus: &[usize]) -> anyhow::Result<Running> {
+    run_mariadb(guardian, data, port, cpus, &["--skip-log-bin"]).await
+}
+
+async fn run_mariadb(
+    guardian: &Guardian,
+    data: &Path,
+    port: u16,
+    cpus: &[usize],
+    binlog: &[&str],
+) -> anyhow::Result<Running> {
     ensure_free(port)?;
     let mut args: Vec<String> = vec![
         "--no-defaults".into(),
@@ -217,11 +238,11 @@ pub async fn mariadb_at(guardian: &Guardian, data: &Path, port: u16, cpus: &[usi
         format!("--port={port}"),
         "--bind-address=127.0.0.1".into(),
         "--skip-name-resolve".into(),
-        "--skip-log-bin".into(),
         "--innodb-flush-log-at-trx-commit=1".into(),
         "--max-connections=500".into(),
         "--performance-schema=OFF".into(),
     ];
+    args.extend(binlog.iter().map(|arg| (*arg).to_owned()));
     args.extend(as_root());
     let log = guardian.folder().join("mariadb.log");
     let spawn = Spawn { program: Service::MariaDb.require()?, args, log, cpus: cpus.to_vec(), ..Spawn::default() };

@@ -300,7 +300,7 @@ impl Drop for Talk {
     }
 }
 
-async fn do_like(app: &App, user: Option<Box<str>>, like: Like) -> Result<String, ApiError> {
+async fn do_like(app: &App, user: Option<Box<str>>, like: Like) -> Result<api::Answer, ApiError> {
     let (op, verb) = match like.op {
         LikeOp::Like => (store::LikeOp::Like, "like"),
         LikeOp::Unlike => (store::LikeOp::Unlike, "unlike"),
@@ -310,13 +310,13 @@ async fn do_like(app: &App, user: Option<Box<str>>, like: Like) -> Result<String
     let key = key.map_err(|error| ApiError::BadRequest(error.to_string()))?;
     let who = user.map_or(Who::Anonymous, |name| Who::User(name.into()));
     let outcome = app.like(LikeRequest { post: like.post, op, who, once: false, key }).await?;
-    Ok(api::Liked::from(&outcome).to_json())
+    Ok(api::Answer::from(&outcome))
 }
 
 /// As a POST would have been answered.
-fn outcome(result: &Result<String, ApiError>) -> Outcome {
+fn outcome(result: &Result<api::Answer, ApiError>) -> Outcome {
     match result {
-        Ok(body) => Outcome { status: 200, body: body.clone() },
+        Ok(liked) => Outcome { status: liked.status().as_u16(), body: liked.to_json() },
         Err(error) => {
             let body = serde_json::to_string(&error.problem()).unwrap_or_default();
             Outcome { status: error.status(), body }

@@ -13,6 +13,8 @@ pub(super) enum Failure {
     Refused(StoreError),
     /// A deadlock or the like: the whole transaction is rolled back and may be repeated.
     Contended,
+    /// The row is no longer at the version that was read; nothing was written.
+    Overtaken,
     /// The row stayed locked for the whole lock time-out.
     LockTimeout,
     /// The connection is dead; nothing was committed on it.
@@ -21,6 +23,17 @@ pub(super) enum Failure {
     TimedOut,
     /// COMMIT was sent and not answered.
     Unknown(String),
+}
+
+/// How often an operation was tried, and why again.
+#[derive(Debug, Default)]
+pub(super) struct Tries {
+    /// After deadlocks.
+    pub(super) lock_errors: u32,
+    /// After somebody else was quicker.
+    pub(super) overtaken: u32,
+    /// After the connection was found dead.
+    pub(super) broken: u32,
 }
 
 impl From<sqlx::Error> for Failure {
@@ -51,7 +64,7 @@ impl Failure {
     pub(super) fn into_store_error(self, limit: Duration) -> StoreError {
         match self {
             Self::Refused(error) => error,
-            Self::Contended | Self::LockTimeout => StoreError::Contended,
+            Self::Contended | Self::Overtaken | Self::LockTimeout => StoreError::Contended,
             Self::Broken(cause) => StoreError::Unavailable { cause },
             Self::TimedOut => StoreError::Timeout(limit),
             Self::Unknown(cause) => StoreError::OutcomeUnknown { cause },

@@ -6,7 +6,7 @@ use sqlx::mysql::{MySqlConnectOptions, MySqlConnection};
 use sqlx::{Connection, Executor};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::store::{StoreError, StoreOptions};
+use crate::store::{StoreError, StoreOptions, sql};
 
 /// Longest wait for another pod's migration.
 const LOCK_SECONDS: u32 = 30;
@@ -55,7 +55,7 @@ pub(super) async fn migrate(connect: &MySqlConnectOptions, options: &StoreOption
 
 /// The epoch's row; [`migrate`] has put one there.
 pub(super) async fn epoch(conn: &mut MySqlConnection) -> Result<u32, sqlx::Error> {
-    sqlx::query_scalar("select value from epoch where id = 1").fetch_one(conn).await
+    sqlx::query_scalar(sql::EPOCH).fetch_one(conn).await
 }
 
 fn unavailable(error: &dyn std::fmt::Display) -> StoreError {

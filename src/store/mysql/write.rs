@@ -1,22 +1,21 @@
-//! The transactions of a like. Lock order: the post's row, then its like and key rows.
+//! One like, one transaction: pessimistic, optimistic, atomic. Lock order: the post's row, then its like, key and outbox rows.
 
 use sqlx::mysql::MySqlConnection;
-use sqlx::{Connection, Executor, MySqlTransaction};
+use sqlx::{Executor, MySqlTransaction};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::failure::Failure;
-use super::{COMMIT_PATIENCE, rollback};
-use crate::domain::{LikesState, Version, unix_micros};
+use super::transaction::{Prepared, begin, end};
+use super::{COMMIT_PATIENCE, outbox};
+use crate::domain::{LikesChanged, MAX_SAFE_INTEGER, PostId, Version, unix_micros};
+use crate::store::row::Row;
 use crate::store::{
-    IdempotencyKey, LikeOp, LikeOutcome, LikeRequest, Row, Stages, StoreError, StoreOptions, Who, WriteStrategy,
+    IdempotencyKey, LikeOp, LikeOutcome, LikeRequest, Stages, StoreError, StoreOptions, ToPublish, Who, WriteStrategy,
+    sql,
 };
 
-/// What a transaction has done before its COMMIT.
-struct Prepared {
-    outcome: LikeOutcome,
-    /// Something was written: COMMIT. Otherwise ROLLBACK.
-    dirty: bool,
-}
+/// Adds a user's one like; (post, user, liked at).
+pub(super) const ADD_OWN_LIKE: &str = "insert ignore into likes (post_id, user, liked_at) values (?, ?, ?)";
 
 /// One attempt: BEGIN to COMMIT. On failure the whole transaction is rolled back, or the connection is unusable.
 pub(super) async fn attempt(
@@ -26,142 +25,260 @@ pub(super) async fn attempt(
     started: Instant,
     deadline: Instant,
 ) -> Result<LikeOutcome, Failure> {
-    let mut transaction = match timeout_at(deadline, conn.begin()).await {
-        Ok(begun) => begun?,
-        Err(_) => return Err(Failure::TimedOut),
-    };
-    let prepared = match options.write {
-        WriteStrategy::Pessimistic => timeout_at(deadline, pessimistic(&mut transaction, request, started)).await,
-    };
-    let Prepared { mut outcome, dirty } = match prepared {
-        Ok(Ok(prepared)) => prepared,
-        // Dropping the transaction would roll back too, but later: others wait for the row.
-        Ok(Err(failure)) if failure.leaves_connection_unusable() => return Err(failure),
-        Ok(Err(failure)) => {
-            return Err(if rollback(transaction).await { failure } else { Failure::Broken("rollback failed".into()) });
+    let mut transaction = begin(conn, deadline).await?;
+    let work = async {
+        match options.write {
+            WriteStrategy::Optimistic => optimistic(&mut transaction, request, options.outbox, started).await,
+            WriteStrategy::Atomic => atomic(&mut transaction, request, options.outbox, started).await,
+            // The other two have transactions of their own.
+            WriteStrategy::Pessimistic | WriteStrategy::Combining | WriteStrategy::Event => {
+                pessimistic(&mut transaction, request, options.outbox, started).await
+            }
         }
-        Err(_) => return Err(Failure::TimedOut),
     };
-    if !dirty {
-        rollback(transaction).await;
-        outcome.committed_at = unix_micros();
-        return Ok(outcome);
-    }
-    match timeout_at(deadline.max(Instant::now() + COMMIT_PATIENCE), transaction.commit()).await {
-        Ok(Ok(())) => {}
-        // An error in the database's own words: it has not committed.
-        Ok(Err(e)) if e.as_database_error().is_some() => return Err(e.into()),
-        Ok(Err(e)) => return Err(Failure::Unknown(e.to_string())),
-        Err(_) => return Err(Failure::Unknown("no answer to COMMIT in time".into())),
-    }
+    let prepared = timeout_at(deadline, work).await;
+    let Prepared { value: mut outcome, dirty } = end(transaction, prepared, deadline).await?;
     outcome.committed_at = unix_micros();
-    outcome.stages.commit_us = micros(started) - outcome.stages.lock_us;
+    if let Some(publish) = &mut outcome.publish {
+        publish.event.committed_at = outcome.committed_at;
+    }
+    if dirty {
+        outcome.stages.commit_us = Stages::since(started) - outcome.stages.lock_us;
+    }
     Ok(outcome)
 }
 
 async fn pessimistic(
     transaction: &mut MySqlTransaction<'_>,
     request: &LikeRequest,
+    outbox: bool,
     started: Instant,
-) -> Result<Prepared, Failure> {
-    let post = request.post;
-    let select = "select likes, version from posts where id = ? for update";
-    let row: Option<(u64, u64)> = sqlx::query_as(select).bind(post.get()).fetch_optional(&mut **transaction).await?;
-    let lock_us = micros(started);
-    let (likes, version) = row.ok_or(Failure::Refused(StoreError::UnknownPost))?;
-    let row = Row { likes, version };
-    if let Some(key) = &request.key
-        && let Some(mut outcome) = earlier(transaction, request, key).await?
-    {
-        outcome.stages.lock_us = lock_us;
-        return Ok(Prepared { outcome, dirty: false });
+) -> Result<Prepared<LikeOutcome>, Failure> {
+    let row = lock_row(transaction, request.post.get()).await?;
+    let lock_us = Stages::since(started);
+    if let Some(replay) = earlier(transaction, request, lock_us).await? {
+        return Ok(replay);
     }
-
     let own_like_changed = match request.user_once() {
         Some(user) => Some(change_own_like(transaction, request, user).await?),
         None => None,
     };
     let after = if own_like_changed == Some(false) { None } else { row.after(request.op).map_err(Failure::Refused)? };
     if let Some(after) = after {
-        let update = "update posts set likes = ?, version = ?, changed_at = ? where id = ?";
-        let query = sqlx::query(update).bind(after.likes).bind(after.version).bind(unix_micros()).bind(post.get());
-        query.execute(&mut **transaction).await?;
+        set_row(transaction, request.post.get(), after).await?;
     }
-    let outcome = LikeOutcome {
-        state: after.unwrap_or(row).state(post),
-        prev: Version(version),
+    finish(transaction, request, Done { row, after, own_like_changed, lock_us }, outbox).await
+}
+
+/// Reads without a lock, then takes the row only if it is still at the version read.
+async fn optimistic(
+    transaction: &mut MySqlTransaction<'_>,
+    request: &LikeRequest,
+    outbox: bool,
+    started: Instant,
+) -> Result<Prepared<LikeOutcome>, Failure> {
+    // One statement sees one state, the own like included.
+    let select = "select likes, version, exists(select 1 from likes l where l.post_id = p.id and l.user = ?) \
+        from posts p where id = ?";
+    let post = request.post.get();
+    let user = request.user_once();
+    let read: Option<(u64, u64, bool)> =
+        sqlx::query_as(select).bind(user.unwrap_or_default()).bind(post).fetch_optional(&mut **transaction).await?;
+    let (likes, version, has_liked) = read.ok_or(Failure::Refused(StoreError::UnknownPost))?;
+    let row = Row { likes, version };
+    if let Some(replay) = earlier(transaction, request, Stages::since(started)).await? {
+        return Ok(replay);
+    }
+    let own_like_changed = user.map(|_| has_liked != (request.op == LikeOp::Like));
+    let after = if own_like_changed == Some(false) { None } else { row.after(request.op).map_err(Failure::Refused)? };
+    let unchanged = if let Some(after) = after {
+        let update = "update posts set likes = ?, version = ?, changed_at = ? where id = ? and version = ?";
+        let query = sqlx::query(update).bind(after.likes).bind(after.version).bind(unix_micros());
+        query.bind(post).bind(version).execute(&mut **transaction).await?.rows_affected() == 1
+    } else if own_like_changed == Some(true) {
+        // Hers goes and the count stays at 0: also that under the row's lock.
+        let select = "select 1 from posts where id = ? and version = ? for update";
+        let found: Option<i64> =
+            sqlx::query_scalar(select).bind(post).bind(version).fetch_optional(&mut **transaction).await?;
+        found.is_some()
+    } else {
+        true
+    };
+    let lock_us = Stages::since(started);
+    if !unchanged {
+        return Err(Failure::Overtaken);
+    }
+    if own_like_changed == Some(true)
+        && let Some(user) = user
+        && !change_own_like(transaction, request, user).await?
+    {
+        return Err(Failure::Overtaken);
+    }
+    finish(transaction, request, Done { row, after, own_like_changed, lock_us }, outbox).await
+}
+
+/// The database does the sum; the row is ours from the UPDATE on, so the SELECT after it reads what this like made.
+async fn atomic(
+    transaction: &mut MySqlTransaction<'_>,
+    request: &LikeRequest,
+    outbox: bool,
+    started: Instant,
+) -> Result<Prepared<LikeOutcome>, Failure> {
+    let post = request.post.get();
+    // A kept answer must survive when the sum is undone.
+    let undo = request.user_once().is_some();
+    if undo {
+        transaction.execute("savepoint before_the_sum").await?;
+    }
+    let update = match request.op {
+        LikeOp::Like => {
+            "update posts set likes = likes + 1, version = version + 1, changed_at = ? where id = ? and version < ?"
+        }
+        LikeOp::Unlike => {
+            "update posts set likes = likes - 1, version = version + 1, changed_at = ? \
+             where id = ? and version < ? and likes > 0"
+        }
+    };
+    let query = sqlx::query(update).bind(unix_micros()).bind(post).bind(MAX_SAFE_INTEGER);
+    let summed = query.execute(&mut **transaction).await?.rows_affected() == 1;
+    // Nothing was summed: there is no such post, or its row would not change; that is read under its lock.
+    let now = if summed { read_row(transaction, post).await? } else { lock_row(transaction, post).await? };
+    let lock_us = Stages::since(started);
+    let before = match (summed, request.op) {
+        (false, _) => now,
+        (true, LikeOp::Like) => Row { likes: now.likes - 1, version: now.version - 1 },
+        (true, LikeOp::Unlike) => Row { likes: now.likes + 1, version: now.version - 1 },
+    };
+    if let Some(replay) = earlier(transaction, request, lock_us).await? {
+        return Ok(replay);
+    }
+    if !summed && before.after(request.op).map_err(Failure::Refused)?.is_some() {
+        return Err(Failure::Overtaken);
+    }
+    let own_like_changed = match request.user_once() {
+        Some(user) => Some(change_own_like(transaction, request, user).await?),
+        None => None,
+    };
+    let counts = summed && own_like_changed != Some(false);
+    if summed && !counts {
+        // The locks stay, the sum goes.
+        transaction.execute("rollback to savepoint before_the_sum").await?;
+    }
+    let after = counts.then_some(now);
+    finish(transaction, request, Done { row: before, after, own_like_changed, lock_us }, outbox).await
+}
+
+/// What was done to the post's row and to the like's own row.
+struct Done {
+    row: Row,
+    after: Option<Row>,
+    own_like_changed: Option<bool>,
+    lock_us: u64,
+}
+
+/// The rows after the post's and the like's: key, outbox.
+async fn finish(
+    transaction: &mut MySqlTransaction<'_>,
+    request: &LikeRequest,
+    done: Done,
+    outbox: bool,
+) -> Result<Prepared<LikeOutcome>, Failure> {
+    let Done { row, after, own_like_changed, lock_us } = done;
+    let state = after.unwrap_or(row).state(request.post);
+    let mut outcome = LikeOutcome {
+        state,
+        prev: Version(row.version),
         changed: after.is_some(),
         replayed: false,
+        pending: false,
+        publish: None,
         stages: Stages { lock_us, commit_us: 0 },
         committed_at: 0,
     };
     if let Some(key) = &request.key {
         keep(transaction, &request.who, key, &outcome).await?;
     }
+    if outcome.changed {
+        outcome.publish = Some(to_publish(transaction, row, after.unwrap_or(row), request.post, outbox).await?);
+    }
     let dirty = outcome.changed || own_like_changed == Some(true) || request.key.is_some();
-    Ok(Prepared { outcome, dirty })
+    Ok(Prepared { value: outcome, dirty })
+}
+
+/// The event of a commit, and its row in the outbox. The stamp is put in after COMMIT.
+pub(super) async fn to_publish(
+    transaction: &mut MySqlTransaction<'_>,
+    before: Row,
+    after: Row,
+    post_id: PostId,
+    outbox: bool,
+) -> Result<ToPublish, sqlx::Error> {
+    let (version, prev) = (Version(after.version), Version(before.version));
+    let event = LikesChanged { post_id, likes: after.likes, version, prev, committed_at: unix_micros() };
+    let row = if outbox { Some(outbox::add(transaction, &event).await?) } else { None };
+    Ok(ToPublish { event, outbox: row })
+}
+
+/// Takes the post's row.
+pub(super) async fn lock_row(transaction: &mut MySqlTransaction<'_>, post: u64) -> Result<Row, Failure> {
+    a_row(transaction, "select likes, version from posts where id = ? for update", post).await
+}
+
+async fn read_row(transaction: &mut MySqlTransaction<'_>, post: u64) -> Result<Row, Failure> {
+    a_row(transaction, sql::ROW, post).await
+}
+
+async fn a_row(transaction: &mut MySqlTransaction<'_>, select: &'static str, post: u64) -> Result<Row, Failure> {
+    let row: Option<(u64, u64)> = sqlx::query_as(select).bind(post).fetch_optional(&mut **transaction).await?;
+    let (likes, version) = row.ok_or(Failure::Refused(StoreError::UnknownPost))?;
+    Ok(Row { likes, version })
+}
+
+/// Writes the post's row.
+pub(super) async fn set_row(transaction: &mut MySqlTransaction<'_>, post: u64, row: Row) -> Result<(), sqlx::Error> {
+    let query = sqlx::query(sql::SET_ROW).bind(row.likes).bind(row.version).bind(unix_micros()).bind(post);
+    query.execute(&mut **transaction).await.map(|_| ())
 }
 
 /// Adds or removes the user's one like; false when it was so already.
-async fn change_own_like(
+pub(super) async fn change_own_like(
     transaction: &mut MySqlTransaction<'_>,
     request: &LikeRequest,
     user: &str,
 ) -> Result<bool, sqlx::Error> {
+    let post = request.post.get();
     let query = match request.op {
-        LikeOp::Like => sqlx::query("insert ignore into likes (post_id, user, liked_at) values (?, ?, ?)")
-            .bind(request.post.get())
-            .bind(user)
-            .bind(unix_micros()),
-        LikeOp::Unlike => {
-            sqlx::query("delete from likes where post_id = ? and user = ?").bind(request.post.get()).bind(user)
-        }
+        LikeOp::Like => sqlx::query(ADD_OWN_LIKE).bind(post).bind(user).bind(unix_micros()),
+        LikeOp::Unlike => sqlx::query(sql::REMOVE_OWN_LIKE).bind(post).bind(user),
     };
     Ok(query.execute(&mut **transaction).await?.rows_affected() > 0)
 }
 
-/// The answer given to an earlier request with this key.
-async fn earlier(
+/// The answer given to an earlier request with this key, if there is a key and was a request.
+pub(super) async fn earlier(
     transaction: &mut MySqlTransaction<'_>,
     request: &LikeRequest,
-    key: &IdempotencyKey,
-) -> Result<Option<LikeOutcome>, Failure> {
-    let select = "select payload_hash, likes, version, prev, changed from idempotency_keys \
-        where who = ? and scope = ? and value = ?";
-    let kept: Option<(Vec<u8>, u64, u64, u64, bool)> = sqlx::query_as(select)
-        .bind(request.who.column())
-        .bind(&key.scope)
-        .bind(&key.value)
-        .fetch_optional(&mut **transaction)
-        .await?;
-    let Some((payload_hash, likes, version, prev, changed)) = kept else { return Ok(None) };
-    if payload_hash != key.payload_hash {
-        return Err(Failure::Refused(StoreError::KeyMismatch));
-    }
-    Ok(Some(LikeOutcome {
-        state: LikesState { post_id: request.post, likes, version: Version(version) },
-        prev: Version(prev),
-        changed,
-        replayed: true,
-        stages: Stages::default(),
-        committed_at: 0,
-    }))
+    lock_us: u64,
+) -> Result<Option<Prepared<LikeOutcome>>, Failure> {
+    let Some(key) = &request.key else { return Ok(None) };
+    let query = sqlx::query_as(sql::EARLIER).bind(request.who.column()).bind(&key.scope).bind(&key.value);
+    let Some(kept) = query.fetch_optional(&mut **transaction).await? else { return Ok(None) };
+    let mut outcome = LikeOutcome::kept(request.post, key, kept).map_err(Failure::Refused)?;
+    outcome.stages.lock_us = lock_us;
+    Ok(Some(Prepared { value: outcome, dirty: false }))
 }
 
 /// Keeps the answer for repeats.
-async fn keep(
+pub(super) async fn keep(
     transaction: &mut MySqlTransaction<'_>,
     who: &Who,
     key: &IdempotencyKey,
     outcome: &LikeOutcome,
 ) -> Result<(), sqlx::Error> {
-    let insert = "insert into idempotency_keys \
-        (who, scope, value, payload_hash, likes, version, prev, changed, created_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?)";
-    let query = sqlx::query(insert).bind(who.column()).bind(&key.scope).bind(&key.value);
+    let query = sqlx::query(sql::KEEP).bind(who.column()).bind(&key.scope).bind(&key.value);
     let query = query.bind(&key.payload_hash[..]).bind(outcome.state.likes).bind(outcome.state.version.0);
     let query = query.bind(outcome.prev.0).bind(outcome.changed).bind(unix_micros());
-    query.execute(&mut **transaction).await?;
-    Ok(())
+    query.execute(&mut **transaction).await.map(|_| ())
 }
 
 /// Whether another pod is just now inside a transaction with this key: its row is visible before it is committed.
@@ -175,8 +292,4 @@ pub(super) async fn key_in_flight(conn: &mut MySqlConnection, request: &LikeRequ
         query.fetch_optional(conn).await
     };
     matches!(timeout(COMMIT_PATIENCE, ask).await, Ok(Ok(Some(_))))
-}
-
-fn micros(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }

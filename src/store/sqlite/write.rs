@@ -4,8 +4,9 @@ use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, SqliteTransaction};
 use tokio::time::Instant;
 
-use crate::domain::{LikesState, Version, unix_micros};
-use crate::store::{IdempotencyKey, LikeOp, LikeOutcome, LikeRequest, Row, Stages, StoreError, Who, WriteStrategy};
+use crate::domain::{LikesChanged, Version, unix_micros};
+use crate::store::row::Row;
+use crate::store::{IdempotencyKey, LikeOp, LikeOutcome, LikeRequest, Stages, StoreError, ToPublish, Who, sql};
 
 /// An error of ours, or the driver's in our words.
 struct Failure(StoreError);
@@ -27,29 +28,29 @@ struct Prepared {
 pub(super) async fn transaction(
     conn: &mut SqliteConnection,
     request: &LikeRequest,
-    strategy: WriteStrategy,
     started: Instant,
 ) -> Result<LikeOutcome, StoreError> {
-    attempt(conn, request, strategy, started).await.map_err(|Failure(error)| error)
+    attempt(conn, request, started).await.map_err(|Failure(error)| error)
 }
 
-async fn attempt(
-    conn: &mut SqliteConnection,
-    request: &LikeRequest,
-    strategy: WriteStrategy,
-    started: Instant,
-) -> Result<LikeOutcome, Failure> {
+async fn attempt(conn: &mut SqliteConnection, request: &LikeRequest, started: Instant) -> Result<LikeOutcome, Failure> {
     let mut transaction = conn.begin_with("begin immediate").await?;
-    let Prepared { mut outcome, dirty } = match strategy {
-        WriteStrategy::Pessimistic => pessimistic(&mut transaction, request, started).await?,
-    };
+    let Prepared { mut outcome, dirty } = pessimistic(&mut transaction, request, started).await?;
     if dirty {
         transaction.commit().await?
     } else {
         transaction.rollback().await?
     }
     outcome.committed_at = unix_micros();
-    outcome.stages.commit_us = micros(started) - outcome.stages.lock_us;
+    if dirty {
+        outcome.stages.commit_us = Stages::since(started) - outcome.stages.lock_us;
+    }
+    if outcome.changed && !outcome.replayed {
+        let (state, prev, committed_at) = (outcome.state, outcome.prev, outcome.committed_at);
+        let (post_id, likes, version) = (state.post_id, state.likes, state.version);
+        let event = LikesChanged { post_id, likes, version, prev, committed_at };
+        outcome.publish = Some(ToPublish { event, outbox: None });
+    }
     Ok(outcome)
 }
 
@@ -59,10 +60,9 @@ async fn pessimistic(
     started: Instant,
 ) -> Result<Prepared, Failure> {
     let post = request.post;
-    let select = "select likes, version from posts where id = ?";
     let row: Option<(i64, i64)> =
-        sqlx::query_as(select).bind(post.get().cast_signed()).fetch_optional(&mut **transaction).await?;
-    let lock_us = micros(started);
+        sqlx::query_as(sql::ROW).bind(post.get().cast_signed()).fetch_optional(&mut **transaction).await?;
+    let lock_us = Stages::since(started);
     let (likes, version) = row.ok_or(Failure(StoreError::UnknownPost))?;
     let row = Row { likes: likes.cast_unsigned(), version: version.cast_unsigned() };
     if let Some(key) = &request.key
@@ -78,8 +78,7 @@ async fn pessimistic(
     };
     let after = if own_like_changed == Some(false) { None } else { row.after(request.op).map_err(Failure)? };
     if let Some(after) = after {
-        let update = "update posts set likes = ?, version = ?, changed_at = ? where id = ?";
-        let query = sqlx::query(update)
+        let query = sqlx::query(sql::SET_ROW)
             .bind(after.likes.cast_signed())
             .bind(after.version.cast_signed())
             .bind(unix_micros().cast_signed())
@@ -91,6 +90,8 @@ async fn pessimistic(
         prev: Version(row.version),
         changed: after.is_some(),
         replayed: false,
+        pending: false,
+        publish: None,
         stages: Stages { lock_us, commit_us: 0 },
         committed_at: 0,
     };
@@ -112,9 +113,7 @@ async fn change_own_like(
             .bind(request.post.get().cast_signed())
             .bind(user)
             .bind(unix_micros().cast_signed()),
-        LikeOp::Unlike => sqlx::query("delete from likes where post_id = ? and user = ?")
-            .bind(request.post.get().cast_signed())
-            .bind(user),
+        LikeOp::Unlike => sqlx::query(sql::REMOVE_OWN_LIKE).bind(request.post.get().cast_signed()).bind(user),
     };
     Ok(query.execute(&mut **transaction).await?.rows_affected() > 0)
 }
@@ -125,30 +124,16 @@ async fn earlier(
     request: &LikeRequest,
     key: &IdempotencyKey,
 ) -> Result<Option<LikeOutcome>, Failure> {
-    let select = "select payload_hash, likes, version, prev, changed from idempotency_keys \
-        where who = ? and scope = ? and value = ?";
-    let kept: Option<(Vec<u8>, i64, i64, i64, bool)> = sqlx::query_as(select)
+    let kept: Option<(Vec<u8>, i64, i64, i64, bool)> = sqlx::query_as(sql::EARLIER)
         .bind(request.who.column())
         .bind(&key.scope)
         .bind(&key.value)
         .fetch_optional(&mut **transaction)
         .await?;
     let Some((payload_hash, likes, version, prev, changed)) = kept else { return Ok(None) };
-    if payload_hash != key.payload_hash {
-        return Err(Failure(StoreError::KeyMismatch));
-    }
-    Ok(Some(LikeOutcome {
-        state: LikesState {
-            post_id: request.post,
-            likes: likes.cast_unsigned(),
-            version: Version(version.cast_unsigned()),
-        },
-        prev: Version(prev.cast_unsigned()),
-        changed,
-        replayed: true,
-        stages: Stages::default(),
-        committed_at: 0,
-    }))
+    let [likes, version, prev] = [likes, version, prev].map(i64::cast_unsigned);
+    let kept = (payload_hash, likes, version, prev, changed);
+    LikeOutcome::kept(request.post, key, kept).map(Some).map_err(Failure)
 }
 
 /// Keeps the answer for repeats.
@@ -158,9 +143,7 @@ async fn keep(
     key: &IdempotencyKey,
     outcome: &LikeOutcome,
 ) -> Result<(), Failure> {
-    let insert = "insert into idempotency_keys \
-        (who, scope, value, payload_hash, likes, version, prev, changed, created_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?)";
-    let query = sqlx::query(insert).bind(who.column()).bind(&key.scope).bind(&key.value);
+    let query = sqlx::query(sql::KEEP).bind(who.column()).bind(&key.scope).bind(&key.value);
     let query = query
         .bind(&key.payload_hash[..])
         .bind(outcome.state.likes.cast_signed())
@@ -168,8 +151,4 @@ async fn keep(
     let query = query.bind(outcome.prev.0.cast_signed()).bind(outcome.changed).bind(unix_micros().cast_signed());
     query.execute(&mut **transaction).await?;
     Ok(())
-}
-
-fn micros(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }

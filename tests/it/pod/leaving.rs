@@ -131,6 +131,8 @@ fn a_bad_start_ends_with_one_clear_line() {
         (vec!["--nats-url", "localhost"], 1, "--nats-url"),
         (vec!["--nats-url", "nats://127.0.0.1:1"], 1, "--nats-url"),
         (vec!["--cpus", "1000"], 1, "--cpus"),
+        (vec!["--write", "combining"], 1, "MariaDB or MySQL"),
+        (vec!["--publish", "outbox"], 1, "MariaDB or MySQL"),
         (vec!["--heartbeat", "soon"], 2, "for example"),
     ] {
         let folder = tempfile::tempdir().unwrap();

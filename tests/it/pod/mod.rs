@@ -23,6 +23,7 @@ mod real;
 mod sse;
 mod stomp;
 mod streams;
+mod writing;
 
 /// What the tests wait for at most, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,6 +51,11 @@ struct TestPods {
 impl TestPods {
     /// One embedded pod, unless `flags` say otherwise.
     async fn start(flags: &[&str]) -> Self {
+        Self::try_start(flags).await.unwrap()
+    }
+
+    /// The same, or why not.
+    async fn try_start(flags: &[&str]) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir().unwrap();
         let database = format!("sqlite:{}", folder.path().join("likes.db").display());
         let fixed = ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
@@ -67,13 +73,13 @@ impl TestPods {
         }
         line.extend(flags);
         let config = Cli::try_parse_from(line).unwrap().config;
-        let pods = build(&config).await.unwrap();
+        let pods = build(&config).await?;
         let shutdown = CancellationToken::new();
         let addresses = pods.iter().map(pushlab::serve::Pod::address).collect();
         let admins = pods.iter().map(pushlab::serve::Pod::admin_address).collect();
         let stomp_addresses = pods.iter().map(pushlab::serve::Pod::stomp_address).collect();
         let running = pods.into_iter().map(|pod| tokio::spawn(pod.run(shutdown.clone()))).collect();
-        Self { addresses, admins, stomp_addresses, shutdown, running, http: reqwest::Client::new(), _folder: folder }
+        Ok(Self { addresses, admins, stomp_addresses, shutdown, running, http: reqwest::Client::new(), _folder: folder })
     }
 
     fn url(&self, pod: usize, path: &str) -> String {
