@@ -136,17 +136,19 @@ async fn count(
     over: Arc<AtomicBool>,
 ) -> anyhow::Result<Vec<u32>> {
     let mut waits = Vec::new();
-    while write == WriteStrategy::Event {
+    if write != WriteStrategy::Event {
+        return Ok(waits);
+    }
+    loop {
         let last = over.load(Ordering::Acquire);
         match store.count_pending(post).await? {
             Some(counted) => waits.extend(counted.accepted_at.iter().map(|accepted_at| {
                 u32::try_from(counted.committed_at.saturating_sub(*accepted_at)).unwrap_or(u32::MAX)
             })),
-            None if last => break,
+            None if last => return Ok(waits),
             None => sleep(Duration::from_millis(1)).await,
         }
     }
-    Ok(waits)
 }
 
 async fn count_all(store: &LikeStore, post: PostId) -> anyhow::Result<()> {

@@ -135,14 +135,8 @@ async fn rounds(config: &Config, lab: &Lab, door: Door) -> anyhow::Result<Vec<(W
 fn print(config: &Config, door: Door, runs: &[(WriteStrategy, Vec<Run>)]) {
     println!("\n{}", door.title());
     println!(
-        "{:12} {:>26} {:>19} {:>19} {:>12} {:>9}  {}",
-        "strategy",
-        "likes/s (min…max)",
-        "lock wait p50/p99",
-        "answer p50/p99",
-        "commits/like",
-        "refused",
-        "CPU: cores busy on average"
+        "{:12} {:>26} {:>19} {:>19} {:>12} {:>9}  CPU: cores busy on average",
+        "strategy", "likes/s (min…max)", "lock wait p50/p99", "answer p50/p99", "commits/like", "refused"
     );
     for (write, runs) in runs {
         let rates: Vec<f64> = runs.iter().map(Run::rate).collect();
