@@ -79,7 +79,15 @@ impl TestPods {
         let admins = pods.iter().map(pushlab::serve::Pod::admin_address).collect();
         let stomp_addresses = pods.iter().map(pushlab::serve::Pod::stomp_address).collect();
         let running = pods.into_iter().map(|pod| tokio::spawn(pod.run(shutdown.clone()))).collect();
-        Ok(Self { addresses, admins, stomp_addresses, shutdown, running, http: reqwest::Client::new(), _folder: folder })
+        Ok(Self {
+            addresses,
+            admins,
+            stomp_addresses,
+            shutdown,
+            running,
+            http: reqwest::Client::new(),
+            _folder: folder,
+        })
     }
 
     fn url(&self, pod: usize, path: &str) -> String {
