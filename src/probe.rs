@@ -29,9 +29,17 @@ pub struct Config {
     #[arg(long, env = "PUSHLAB_STREAM_URL", value_name = "URL")]
     pub stream_url: Option<String>,
 
-    /// A pod's admin port: /readyz is asked first
-    #[arg(long, env = "PUSHLAB_ADMIN_URL", value_name = "URL")]
-    pub admin_url: Option<String>,
+    /// Where SSE streams are, if apart from STOMP
+    #[arg(long, env = "PUSHLAB_SSE_URL", value_name = "URL")]
+    pub sse_url: Option<String>,
+
+    /// Where STOMP is, if apart from SSE streams
+    #[arg(long, env = "PUSHLAB_STOMP_URL", value_name = "URL")]
+    pub stomp_url: Option<String>,
+
+    /// Admin ports of pods (may be repeated, or one list with commas): /readyz is asked first
+    #[arg(long, env = "PUSHLAB_ADMIN_URL", value_name = "URL", value_delimiter = ',')]
+    pub admin_url: Vec<String>,
 
     /// Like this post instead of a new one
     #[arg(long, value_name = "ID")]
@@ -108,19 +116,21 @@ async fn probe(config: &Config) -> Result<(), Failure> {
     let client = Client::builder().no_proxy().build();
     let client = client.map_err(|e| Failure { step: "start", what: e.to_string(), hint: "this is a bug".into() })?;
     let base = plain(&config.base_url)?;
-    let streams = plain(config.stream_url.as_ref().unwrap_or(&config.base_url))?;
+    let streams = config.stream_url.as_ref().unwrap_or(&config.base_url);
+    let sse_url = plain(config.sse_url.as_ref().unwrap_or(streams))?;
+    let stomp_url = plain(config.stomp_url.as_ref().unwrap_or(streams))?;
 
-    if let Some(admin) = &config.admin_url {
+    for admin in &config.admin_url {
         let hint = "the pod says on its admin port what it waits for: is the database up, is NATS up, is it draining?";
         step("ready", limit, hint, ready(&client, plain(admin)?)).await?;
     }
     let hint = "is the service running there, with the role api and its database?";
     let post = step("post", limit, hint, take_post(&client, base, config.post_id)).await?;
     let hint = "a proxy that holds the stream back (nginx: proxy_buffering off) or a pod without the role sse";
-    let mut sse = step("sse", limit, hint, SseClient::open(&client, streams, post)).await?;
+    let mut sse = step("sse", limit, hint, SseClient::open(&client, sse_url, post)).await?;
     let hint = "a proxy that does not pass Upgrade on (nginx: proxy_http_version 1.1 with Upgrade and Connection headers) \
         or a pod without the role stomp";
-    let mut stomp = step("stomp", limit, hint, StompClient::open(streams, post)).await?;
+    let mut stomp = step("stomp", limit, hint, StompClient::open(stomp_url, post)).await?;
     let hint = "is the database writable? The pod's log has the cause";
     let liked = step("like", limit, hint, like(&client, base, post)).await?;
     let hint = "it was committed but not delivered: is NATS reachable from all pods (/readyz), does a proxy buffer?";
@@ -133,6 +143,9 @@ async fn probe(config: &Config) -> Result<(), Failure> {
         let what = format!("version {} is {} likes over SSE and {} over STOMP", a.version(), a.likes(), b.likes());
         return Err(Failure { step: "agree", what, hint: "this must never happen: please report it".into() });
     }
+    let hint =
+        "Last-Event-ID does not reach the pod, or another pod has an older state: is one database behind all of them?";
+    step("resume", limit, hint, resume(&client, sse_url, post, &sse, a.version())).await?;
     step("leave", limit, "the session was not closed in order", stomp.leave()).await?;
     println!("ok    both transports delivered version {} ({} likes) of post {post}", a.version(), a.likes());
     Ok(())
@@ -190,9 +203,35 @@ fn by(response: &Response) -> String {
 }
 
 async fn ready(client: &Client, admin: &str) -> Result<((), String), Wrong> {
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct Body {
+        roles: Vec<String>,
+        degraded: bool,
+    }
     let response = client.get(format!("{admin}/readyz")).send().await.map_err(|e| unreachable(&e))?;
-    success(response).await?;
-    Ok(((), "the pod is ready".into()))
+    let body: Body = success(response).await?.json().await.unwrap_or_default();
+    let degraded = if body.degraded { ", but without its broker" } else { "" };
+    Ok(((), format!("the pod at {admin} is ready for {}{degraded}", body.roles.join(", "))))
+}
+
+/// A second stream with the id of the first: it may not begin below what that one saw.
+async fn resume(
+    client: &Client,
+    base: &str,
+    post: PostId,
+    before: &SseClient,
+    seen: Version,
+) -> Result<((), String), Wrong> {
+    let id = before.last_id();
+    let (_, first, told) = SseClient::begin(client, base, post, Some(id)).await?;
+    if first.version() < seen {
+        return Err(Wrong::new(format!(
+            "after {id} the stream begins at version {}, seen was {seen}",
+            first.version()
+        )));
+    }
+    Ok(((), format!("with Last-Event-ID {id} a {told}")))
 }
 
 async fn take_post(client: &Client, base: &str, wanted: Option<PostId>) -> Result<(PostId, String), Wrong> {

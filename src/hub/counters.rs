@@ -17,12 +17,16 @@ pub enum CloseReason {
     ReadTimeout,
     /// Answers to the peer piled up beyond the bound because it does not read.
     SlowConsumer,
+    /// More updates waited than the mailbox holds (policy `disconnect`).
+    MailboxFull,
     /// The peer broke the protocol.
     Violation,
     /// What the peer asked for cannot be served now, and its protocol knows no other answer than the end.
     Refused,
     /// The connection reached its maximum age.
     MaxAge,
+    /// The database has a new epoch.
+    NewEpoch,
     /// The pod drains.
     Drain,
     /// The engine was stopped.
@@ -31,15 +35,17 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// All, in the order of metric slots.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Peer,
         Self::Reset,
         Self::WriteTimeout,
         Self::ReadTimeout,
         Self::SlowConsumer,
+        Self::MailboxFull,
         Self::Violation,
         Self::Refused,
         Self::MaxAge,
+        Self::NewEpoch,
         Self::Drain,
         Self::Stopped,
     ];
@@ -53,9 +59,11 @@ impl CloseReason {
             Self::WriteTimeout => "write_timeout",
             Self::ReadTimeout => "read_timeout",
             Self::SlowConsumer => "slow_consumer",
+            Self::MailboxFull => "mailbox_full",
             Self::Violation => "violation",
             Self::Refused => "refused",
             Self::MaxAge => "max_age",
+            Self::NewEpoch => "new_epoch",
             Self::Drain => "drain",
             Self::Stopped => "stopped",
         }

@@ -1,6 +1,6 @@
 //! One encoding per update and format, shared by every viewer that wants it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 use slab::Slab;
@@ -22,6 +22,8 @@ struct Entry<F> {
     /// Which update `bytes` are of; 0 is none.
     serial: u64,
     bytes: Bytes,
+    /// Numbers and bytes of updates that wait in a ring, ascending.
+    kept: VecDeque<(u64, Bytes)>,
 }
 
 impl<P: Protocol> Default for Encoded<P> {
@@ -35,7 +37,8 @@ impl<P: Protocol> Encoded<P> {
     pub(super) fn acquire(&mut self, format: P::Format) -> u32 {
         let entries = &mut self.entries;
         let id = *self.index.entry(format).or_insert_with_key(|format| {
-            let entry = Entry { format: format.clone(), viewers: 0, serial: 0, bytes: Bytes::new() };
+            let (bytes, kept) = (Bytes::new(), VecDeque::new());
+            let entry = Entry { format: format.clone(), viewers: 0, serial: 0, bytes, kept };
             u32::try_from(entries.insert(entry)).expect("fewer formats than viewers, fewer viewers than 2^32")
         });
         self.entries[id as usize].viewers += 1;
@@ -60,5 +63,18 @@ impl<P: Protocol> Encoded<P> {
             entry.serial = serial;
         }
         &entry.bytes
+    }
+
+    /// As [`Encoded::get`] for one of several updates that wait; those before number `oldest` are asked for no more.
+    pub(super) fn get_kept(&mut self, id: u32, serial: u64, oldest: u64, update: &Update) -> &Bytes {
+        let Entry { format, kept, .. } = &mut self.entries[id as usize];
+        while kept.front().is_some_and(|(number, _)| *number < oldest) {
+            kept.pop_front();
+        }
+        let at = kept.partition_point(|(number, _)| *number < serial);
+        if kept.get(at).is_none_or(|(number, _)| *number != serial) {
+            kept.insert(at, (serial, P::encode(update, format)));
+        }
+        &kept[at].1
     }
 }

@@ -10,15 +10,17 @@ use bytes::Bytes;
 
 use super::counters::Published;
 use super::{ConnKey, EngineCounters, Protocol, Subscription};
-use crate::domain::{PostId, Transport, Update};
+use crate::domain::{Epoch, PostId, Transport, Update};
 
 /// What an engine can be told.
 #[derive(Debug)]
 pub(super) enum Command<P: Protocol> {
     Add(Box<Adopted<P>>),
     Publish(Update, u64),
+    PublishTo(ConnKey, u32, Update, u64),
     Reply(ConnKey, P::Reply),
     Forget(PostId),
+    Renew(Epoch, Duration),
     Drain(Duration),
     Stop,
 }
@@ -139,6 +141,11 @@ impl<P: Protocol> EngineHandle<P> {
         self.send(Command::Publish(update, gap));
     }
 
+    /// The same for one subscription.
+    pub(super) fn publish_to(&self, key: ConnKey, slot: u32, update: Update, gap: u64) {
+        self.send(Command::PublishTo(key, slot, update, gap));
+    }
+
     /// Answers a connection; nothing happens when it has gone.
     pub fn reply(&self, key: ConnKey, reply: P::Reply) {
         self.send(Command::Reply(key, reply));
@@ -147,6 +154,11 @@ impl<P: Protocol> EngineHandle<P> {
     /// Forgets a post's state unless someone here views it.
     pub fn forget(&self, post: PostId) {
         self.send(Command::Forget(post));
+    }
+
+    /// Forgets all states and ends the connections there are, spread over `over`.
+    pub fn renew(&self, epoch: Epoch, over: Duration) {
+        self.send(Command::Renew(epoch, over));
     }
 
     /// Ends all connections, spread over `over`.

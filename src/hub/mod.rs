@@ -18,6 +18,7 @@ pub mod topic;
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::io;
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -25,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::domain::{PostId, Transport, Update, Version};
+use crate::domain::{Epoch, PostId, Transport, Update, Version};
 
 pub use counters::{CloseReason, EngineCounters, LATENCY_BUCKETS_US, TransportCounters};
 pub use handle::EngineHandle;
@@ -59,12 +60,16 @@ pub struct Subscription<P: Protocol> {
     pub post: PostId,
     /// The connection's own name for it, unique within the connection.
     pub slot: u32,
+    /// The epoch of `cursor`: in another one than the engine's the connection is ended, so that it comes back.
+    pub epoch: Epoch,
     /// How updates are encoded for it.
     pub format: P::Format,
     /// The version of `first`: newer ones are sent.
     pub cursor: Version,
     /// The snapshot's wire bytes, already encoded; may be empty.
     pub first: Bytes,
+    /// Fed by [`Hub::publish_to`] and by nothing else.
+    pub alone: bool,
     /// Dropped on the engine's thread (no async runtime there) when the subscription ends.
     pub guard: P::Guard,
 }
@@ -104,18 +109,33 @@ pub trait Protocol: Debug + Send + Sized + 'static {
     fn reply(&mut self, key: ConnKey, reply: Self::Reply, out: &mut Vec<u8>) -> (Flow, Vec<Change<Self>>);
     /// About once per second: heart-beats, read time-outs, maximum age. Nothing is asked while output is stuck.
     fn sweep(&mut self, now: Instant, last_read: Instant, last_write: Instant, out: &mut Vec<u8>) -> Flow;
-    /// Last words before the engine ends the connection.
-    fn drain(&mut self, out: &mut Vec<u8>) -> CloseReason;
+    /// Last words before the engine ends the connection for this reason.
+    fn end(&mut self, why: CloseReason, out: &mut Vec<u8>);
     /// Whose counters.
     fn transport(&self) -> Transport;
 }
 
-/// What happens to updates a viewer is too slow for.
+/// What happens to updates a viewer is too slow for. In no policy does a slow viewer hold memory of its own: the queue is
+/// a ring per post, shared by all, and the viewer has a place in it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Mailbox {
     /// Only the newest per post is kept: a version cursor, no queue.
     #[default]
     Conflate,
+    /// This many of a post's updates wait for each viewer; then it loses the oldest.
+    DropOldest(NonZeroUsize),
+    /// This many of a post's updates wait for each viewer; one that would lose an update is closed instead.
+    Disconnect(NonZeroUsize),
+}
+
+impl Mailbox {
+    /// Updates kept per post.
+    pub(crate) fn depth(self) -> usize {
+        match self {
+            Self::Conflate => 0,
+            Self::DropOldest(depth) | Self::Disconnect(depth) => depth.get(),
+        }
+    }
 }
 
 /// Options of one engine.
@@ -135,6 +155,8 @@ pub struct EngineOptions {
     pub slice: usize,
     /// The core the thread is pinned to.
     pub cpu: Option<usize>,
+    /// The epoch at the start; see [`Hub::renew`].
+    pub epoch: Epoch,
 }
 
 impl Default for EngineOptions {
@@ -147,6 +169,7 @@ impl Default for EngineOptions {
             max_pending: 512 * 1024,
             slice: 256,
             cpu: None,
+            epoch: Epoch(0),
         }
     }
 }
@@ -171,13 +194,13 @@ impl<P: Protocol> Clone for Hub<P> {
 }
 
 impl<P: Protocol> Hub<P> {
-    /// Starts `threads` engines (at least one).
+    /// Starts `threads` engines; none for a pod without streams, where [`Hub::pick`] must not be called.
     ///
     /// # Errors
     /// When the kernel gives no epoll instance or no thread.
     pub fn start(threads: usize, options: &EngineOptions) -> io::Result<Self> {
         let (mut engines, mut joins) = (Vec::new(), Vec::new());
-        for index in 0..u16::try_from(threads.max(1)).unwrap_or(u16::MAX) {
+        for index in 0..u16::try_from(threads).unwrap_or(u16::MAX) {
             let mut options = options.clone();
             options.cpu = options.cpu.map(|first| first + usize::from(index));
             let (handle, join) = engine::spawn(index, options)?;
@@ -192,9 +215,9 @@ impl<P: Protocol> Hub<P> {
     #[must_use]
     pub fn pick(&self) -> &EngineHandle<P> {
         let engines = &self.shared.engines;
-        let turn = self.shared.turn.fetch_add(1, Ordering::Relaxed);
+        let turn = self.shared.turn.fetch_add(1, Ordering::Relaxed) % engines.len().max(1);
         let order = (0..engines.len()).map(|i| &engines[(turn + i) % engines.len()]);
-        order.min_by_key(|engine| engine.all_connections()).expect("a hub has at least one engine")
+        order.min_by_key(|engine| engine.all_connections()).expect("a pod with streams has engines")
     }
 
     /// The engine of a connection.
@@ -208,6 +231,11 @@ impl<P: Protocol> Hub<P> {
         self.shared.engines.iter().for_each(|engine| engine.publish(update, gap));
     }
 
+    /// As [`Hub::publish`], for one subscription that is [`Subscription::alone`].
+    pub fn publish_to(&self, key: ConnKey, slot: u32, update: Update, gap: u64) {
+        self.engine(key).publish_to(key, slot, update, gap);
+    }
+
     /// Answers a connection; nothing happens when it has gone.
     pub fn reply(&self, key: ConnKey, reply: P::Reply) {
         self.engine(key).reply(key, reply);
@@ -216,6 +244,12 @@ impl<P: Protocol> Hub<P> {
     /// The post has no viewer any more: its state need not be kept. (Ignored by an engine that has viewers of it.)
     pub fn forget(&self, post: PostId) {
         self.shared.engines.iter().for_each(|engine| engine.forget(post));
+    }
+
+    /// Another epoch begins: no post's state is known any more, and the connections there are end, spread over `over`,
+    /// so that their viewers come back. Updates published from now on go to those who come in this epoch.
+    pub fn renew(&self, epoch: Epoch, over: Duration) {
+        self.shared.engines.iter().for_each(|engine| engine.renew(epoch, over));
     }
 
     /// Ends all connections, spread over `over`; [`Hub::connections`] tells when it is done.

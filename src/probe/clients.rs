@@ -19,27 +19,47 @@ pub(super) struct SseClient {
     response: Response,
     decoder: sse::Decoder,
     events: std::collections::VecDeque<sse::Event>,
+    last_id: String,
 }
 
 impl SseClient {
     /// Opens the stream and waits for the snapshot, which proves that nothing in between holds it back.
     pub(super) async fn open(client: &Client, base: &str, post: PostId) -> Result<(Self, String), Wrong> {
+        let (stream, _, told) = Self::begin(client, base, post, None).await?;
+        Ok((stream, told))
+    }
+
+    /// The same for a client that has seen `last_id`, with the first update.
+    pub(super) async fn begin(
+        client: &Client,
+        base: &str,
+        post: PostId,
+        last_id: Option<&str>,
+    ) -> Result<(Self, Update, String), Wrong> {
         let request = client.get(format!("{base}/posts/{post}/likes")).header("accept", "text/event-stream");
+        let request = last_id.into_iter().fold(request, |request, id| request.header("last-event-id", id));
         let response = success(request.send().await.map_err(|e| unreachable(&e))?).await?;
         let content_type = response.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default();
         if !content_type.starts_with("text/event-stream") {
             return Err(Wrong::new(format!("the answer is {content_type:?}, not text/event-stream")));
         }
         let by = by(&response);
-        let mut stream = Self { response, decoder: sse::Decoder::new(64 * 1024), events: Default::default() };
+        let (decoder, events) = (sse::Decoder::new(64 * 1024), Default::default());
+        let mut stream = Self { response, decoder, events, last_id: String::new() };
         let first = stream.next().await?;
-        Ok((stream, format!("stream opened{by}, first event at version {}", first.version())))
+        Ok((stream, first, format!("stream opened{by}, first event at version {}", first.version())))
+    }
+
+    /// The id of the last update.
+    pub(super) fn last_id(&self) -> &str {
+        &self.last_id
     }
 
     /// The next update.
     pub(super) async fn next(&mut self) -> Result<Update, Wrong> {
         loop {
             if let Some(event) = self.events.pop_front() {
+                self.last_id = event.id;
                 let update = Update::from_json(event.data.as_bytes());
                 return update.map_err(|e| Wrong::new(format!("an event of another kind: {e}")));
             }

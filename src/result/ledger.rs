@@ -149,7 +149,13 @@ fn check_arrivals(run: &RunResult, index: &Index, account: &mut Account, rules: 
             || format!("viewer {} session {number} post {}", session.viewer, header.posts[session.post as usize]);
         let snapshot = at & SNAPSHOT != 0;
         let slot = &mut cursors[*number as usize];
-        let Some(cursor) = *slot else {
+        // A replay: the first event goes on where the viewer was when it came back.
+        let replayed = || {
+            let from = u32::try_from(session.resumed_from?).ok()?;
+            let event = index.event(session.post, version).filter(|_| !snapshot)?;
+            (run.events.prev[event] <= from && from < version).then_some(from)
+        };
+        let Some(cursor) = slot.or_else(replayed) else {
             if !snapshot {
                 rules.add("a session did not start with a snapshot", || format!("{} with {version}", name()));
             } else if u64::from(version) != session.joined_version {
@@ -310,6 +316,38 @@ mod tests {
         assert_eq!((a.counters_agree, a.live_viewers, a.on_final), (Some(true), 3, 3));
         assert_eq!((a.ok, a.unknown, a.version_delta), (u64::from(LIKES), 0, u64::from(LIKES)));
         assert_eq!(a.expected, a.received + a.conflated + a.superseded + a.dropped + a.snapshot + a.lost);
+    }
+
+    /// Makes the session that came back at 210, having seen 200, one that got the events between one by one.
+    fn replayed(run: &mut RunResult) {
+        let back = run.header.sessions.iter().position(|session| session.resumed_from == Some(200)).unwrap();
+        let number = u32::try_from(back).unwrap();
+        let a = &mut run.arrivals;
+        let first = a.session.iter().position(|session| *session == number).unwrap();
+        let at = a.at_us[first] & !SNAPSHOT;
+        (a.version[first], a.at_us[first]) = (201, at);
+        for (i, version) in (202..=210).enumerate() {
+            a.session.insert(first + 1 + i, number);
+            a.version.insert(first + 1 + i, version);
+            a.at_us.insert(first + 1 + i, at);
+        }
+        run.header.sessions[back].joined_version = 201;
+    }
+
+    #[test]
+    fn a_replay_closes_and_counts_as_received() {
+        let mut run = good();
+        replayed(&mut run);
+        let a = account(&run);
+        assert_eq!(a.violations, Vec::<String>::new());
+        assert_eq!((a.received, a.snapshot), (u64::from(LIKES * VIEWERS) - 1, 0));
+        breaks("did not start with a snapshot", |run| {
+            replayed(run);
+            // Without its first event it begins behind a hole.
+            let back = run.header.sessions.iter().position(|session| session.resumed_from == Some(200)).unwrap();
+            let first = run.arrivals.session.iter().position(|session| *session as usize == back).unwrap();
+            remove(run, first);
+        });
     }
 
     #[test]

@@ -37,14 +37,21 @@ async fn live(State((app, _)): State<(Arc<App>, Copying)>) -> Response {
     (status, Json(json!({ "engines": alive }))).into_response()
 }
 
-/// Whether the edge should choose this pod.
+/// Whether the edge should choose this pod. A lost broker is told, but is no reason: it is lost to all pods at once, and
+/// without it likes are still counted and viewers still served, at the pace of anti-entropy. (A pod that never had one
+/// does not start.)
 async fn ready(State((app, _)): State<(Arc<App>, Copying)>) -> Response {
     let draining = app.draining.load(Ordering::Acquire);
     let database = app.database_up.load(Ordering::Acquire);
     let broker = app.broker.state().borrow().connected;
-    let ready = !draining && database && broker && app.hub.is_alive();
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "draining": draining, "database": database, "broker": broker }))).into_response()
+    let engines = app.hub.is_alive();
+    let status = if !draining && database && engines { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let roles: Vec<_> = app.config.roles.iter().map(|role| role.name()).collect();
+    let body = json!({
+        "draining": draining, "database": database, "engines": engines,
+        "broker": broker, "degraded": !broker, "roles": roles,
+    });
+    (status, Json(body)).into_response()
 }
 
 async fn metrics(State((app, copying)): State<(Arc<App>, Copying)>) -> Response {
@@ -108,7 +115,19 @@ fn copy(app: &App) {
     raise(&metrics.rereads_healed_total, of(&watch.reread_healed));
     raise(&metrics.anti_entropy_rows_total, of(&watch.anti_entropy_rows));
     raise(&metrics.anti_entropy_healed_total, of(&watch.anti_entropy_healed));
+    raise(&metrics.epochs_total, of(&watch.epochs));
+    raise(&metrics.backward_rows_total, of(&watch.backward_rows));
+    raise(&metrics.late_subscriptions_total, of(&watch.late_subscriptions));
     metrics.watched_posts.set(count(app.watch.watched()));
+    metrics.replay_events.set(count(app.watch.kept_events()));
+
+    if let Some(relay) = &app.relay {
+        let relay = relay.counters();
+        metrics.relay_connections.set(count(relay.connections.load(Ordering::Relaxed)));
+        raise(&metrics.relay_failures_total, of(&relay.failed));
+        raise(&metrics.relay_healed_total, of(&relay.healed));
+        raise(&metrics.superseded_events_total, of(&watch.superseded_events) + of(&relay.superseded));
+    }
 
     let store = app.store.counters();
     raise(&metrics.transaction_retries_total, of(&store.retries));
@@ -116,6 +135,7 @@ fn copy(app: &App) {
     raise(&metrics.database_timeouts_total, of(&store.timeouts));
     raise(&metrics.http_connections_total, of(&app.stats.accepted));
     raise(&metrics.http_connections_refused_total, of(&app.stats.refused));
+    metrics.runtime_tasks.set(count(app.runtime.metrics().num_alive_tasks()));
     metrics.draining.set(i64::from(app.draining.load(Ordering::Acquire)));
 }
 

@@ -157,7 +157,7 @@ pub(super) async fn post(
 ) -> Result<Response, ApiError> {
     need(&app, Role::Api)?;
     let post = app.store.post(id.parse()?).await.map_err(|error| app.told(&error, "a read failed"))?;
-    let tag = format!("\"{}.{}\"", app.epoch, post.created_at);
+    let tag = format!("\"{}.{}\"", app.watch.epoch(), post.created_at);
     Ok(conditional(&headers, &tag, "public, max-age=60", Json(PostBody::from(post))))
 }
 
@@ -191,7 +191,7 @@ pub(super) async fn likes(
     let id: PostId = id.parse()?;
     let states = app.store.read(&[id]).await.map_err(|error| app.told(&error, "a read failed"))?;
     let stored = states.first().ok_or(ApiError::UnknownPost)?;
-    let tag = format!("\"{}.{}\"", app.epoch, stored.state.version);
+    let tag = format!("\"{}.{}\"", stored.epoch, stored.state.version);
     let (likes, version) = (stored.state.likes, stored.state.version);
     let body = Likes { post_id: id, likes, version, changed_at: stored.changed_at };
     let mut response = conditional(request.headers(), &tag, "no-cache", Json(body));

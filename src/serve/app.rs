@@ -1,7 +1,7 @@
 //! What the handlers and connections of one pod share, and the few things they all do: like, join, admit.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
@@ -12,11 +12,12 @@ use super::connection::Stats;
 use super::error::ApiError;
 use super::likes::{Likes, LikesOptions};
 use super::limits::{Seat, Seats};
-use super::watch::{JoinError, Watch, WatchGuard};
+use super::relay::Relay;
+use super::watch::{JoinError, Joined, Position, Watch};
 use super::wire::Wire;
 use super::{Broken, Config};
 use crate::broker::{Broker, EventStream};
-use crate::domain::{Epoch, LikesState, PostId, unix_micros};
+use crate::domain::{PostId, unix_micros};
 use crate::hub::Hub;
 use crate::proto::stomp::session;
 use crate::store::{LikeOutcome, LikeRequest, LikeStore, StoreError};
@@ -28,8 +29,6 @@ pub(super) struct App {
     pub config: Config,
     /// `X-Pushlab-Pod`.
     pub pod: HeaderValue,
-    /// The database's epoch at start.
-    pub epoch: Epoch,
     /// Posts and likes.
     pub store: LikeStore,
     /// The use-case that publishes.
@@ -40,6 +39,8 @@ pub(super) struct App {
     pub broker: Broker,
     /// The engines that write to viewers.
     pub hub: Hub<Wire>,
+    /// STOMP sessions' own way to the broker, with `--fanout relay`.
+    pub relay: Option<Relay>,
     /// For `/metrics`.
     pub metrics: Metrics,
     /// What the accept loop counts.
@@ -50,8 +51,8 @@ pub(super) struct App {
     pub draining: AtomicBool,
     /// The database answered the last ping.
     pub database_up: AtomicBool,
-    /// What STOMP sessions have in common.
-    pub stomp: Arc<session::Options>,
+    /// What STOMP sessions have in common, in the epoch of the last one.
+    stomp: Mutex<Arc<session::Options>>,
     /// What sessions send each other in the conformance mode.
     pub broadcast: Arc<Broadcast>,
     /// Lets connections, which live on engine threads, start tasks.
@@ -69,23 +70,23 @@ impl std::fmt::Debug for App {
 pub(super) struct Parts {
     pub config: Config,
     pub pod: HeaderValue,
-    pub epoch: Epoch,
     pub store: LikeStore,
     pub watch: Watch,
     pub broker: Broker,
     pub outbox: Option<EventStream>,
     pub hub: Hub<Wire>,
+    pub relay: Option<Relay>,
 }
 
 impl App {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { config, pod, epoch, store, watch, broker, outbox, hub } = parts;
+        let Parts { config, pod, store, watch, broker, outbox, hub, relay } = parts;
         let metrics = Metrics::new();
         let likes = LikesOptions { write: config.write, outbox, fail_at: config.fail_at, metrics: metrics.clone() };
         let stomp = session::Options {
             // The pod's name as the comment, so that a client can show where it hangs; no version, which is nobody's business.
             server: format!("pushlab {}", pod.to_str().unwrap_or_default()).into(),
-            epoch,
+            epoch: watch.epoch(),
             heartbeat_send: config.heartbeat,
             heartbeat_want: config.heartbeat,
             connect_timeout: super::limits::CONNECT,
@@ -98,7 +99,7 @@ impl App {
         Arc::new(Self {
             likes: Likes::start(store.clone(), broker.clone(), likes),
             seats: Seats::new(config.max_connections),
-            stomp: Arc::new(stomp),
+            stomp: Mutex::new(Arc::new(stomp)),
             broadcast: Arc::default(),
             metrics,
             stats: Arc::default(),
@@ -108,11 +109,11 @@ impl App {
             complaints: Complaints::default(),
             config,
             pod,
-            epoch,
             store,
             watch,
             broker,
             hub,
+            relay,
         })
     }
 
@@ -159,19 +160,25 @@ impl App {
         told
     }
 
-    /// One more viewer of a post: its newest state, and what keeps it watched.
+    /// One more viewer of a post, which had `had`: what it begins with, and what keeps the post watched.
     ///
     /// # Errors
     /// What the viewer is told.
-    pub(super) async fn join(&self, post: PostId) -> Result<(LikesState, WatchGuard), ApiError> {
-        self.watch.join(post).await.map_err(|error| match error {
+    pub(super) async fn join(&self, post: PostId, had: Option<Position>) -> Result<Joined, ApiError> {
+        self.watch.join(post, had).await.map_err(|error| match error {
             JoinError::UnknownPost => ApiError::UnknownPost,
             JoinError::Store(error) => self.told(&error, "a viewer could not join"),
-            JoinError::Broker(error) => {
-                self.complaints.say(&format!("a viewer could not join: {error}"));
-                ApiError::Unavailable("the broker cannot be reached; another pod may serve you")
-            }
         })
+    }
+
+    /// What a session that begins now has in common with the others.
+    pub(super) fn stomp_options(&self) -> Arc<session::Options> {
+        let epoch = self.watch.epoch();
+        let mut options = self.stomp.lock().unwrap_or_else(PoisonError::into_inner);
+        if options.epoch != epoch {
+            *options = Arc::new(session::Options { epoch, ..(**options).clone() });
+        }
+        Arc::clone(&options)
     }
 
     /// A seat for a new stream.

@@ -13,7 +13,7 @@ use crate::store::WriteStrategy;
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "On start one JSON line per pod goes to stdout once it is ready to serve: \
     {\"pod\":\"pod-1\",\"listen\":\"127.0.0.1:41234\",\"admin\":\"127.0.0.1:41235\"}. Logs go to stderr (RUST_LOG). \
-    SIGTERM drains; a second one ends the process at once.")]
+    SIGTERM drains; a second one ends the process at once. SIGHUP reads --log-filter-file again.")]
 pub struct Config {
     /// Public address: API, SSE and STOMP on one port (port 0: any free one, announced on stdout)
     #[arg(long, env = "PUSHLAB_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8080")]
@@ -98,6 +98,34 @@ pub struct Config {
     #[arg(long, env = "PUSHLAB_ANTI_ENTROPY", value_enum, default_value = "on")]
     pub anti_entropy: Switch,
 
+    /// How events reach STOMP sessions: by one broker connection per pod, or by one per session (SSE always has the first)
+    #[arg(long, env = "PUSHLAB_FANOUT", value_enum, default_value = "hub")]
+    pub fanout: Fanout,
+
+    /// What a viewer is given that comes back with the last version it saw (Last-Event-ID, or `last-version` in SUBSCRIBE)
+    #[arg(long, env = "PUSHLAB_RESUME", value_enum, default_value = "snapshot")]
+    pub resume: ResumePolicy,
+
+    /// With --resume replay: events kept per watched post (40 bytes each); whoever missed more gets the state
+    #[arg(long, env = "PUSHLAB_REPLAY_DEPTH", value_name = "N", default_value = "128", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub replay_depth: u16,
+
+    /// What happens to updates that a viewer is too slow for
+    #[arg(long, env = "PUSHLAB_MAILBOX", value_enum, default_value = "conflate")]
+    pub mailbox: MailboxPolicy,
+
+    /// With --mailbox drop-oldest or disconnect: updates that may wait for a viewer, per post
+    #[arg(long, env = "PUSHLAB_MAILBOX_DEPTH", value_name = "N", default_value = "64")]
+    pub mailbox_depth: NonZeroUsize,
+
+    /// A change waits this long for newer ones of its post, so that fewer are sent; 0 sends at once
+    #[arg(long, env = "PUSHLAB_FLUSH", value_name = "DURATION", value_parser = duration, default_value = "0")]
+    pub flush: Duration,
+
+    /// Rows that repairs read per second at most, over one connection of their own; with more posts each is read less often
+    #[arg(long, env = "PUSHLAB_ANTI_ENTROPY_RATE", value_name = "ROWS/S", default_value = "2000", value_parser = clap::value_parser!(u32).range(1..))]
+    pub anti_entropy_rate: u32,
+
     /// Ends a viewer that took no byte for this long
     #[arg(long, env = "PUSHLAB_WRITE_TIMEOUT", value_name = "DURATION", value_parser = duration, default_value = "30s")]
     pub write_timeout: Duration,
@@ -113,6 +141,10 @@ pub struct Config {
     /// After the database was restored from a backup: start a new epoch, so that viewers forget the versions they know
     #[arg(long, env = "PUSHLAB_NEW_EPOCH")]
     pub new_epoch: bool,
+
+    /// A file with what to log, as in RUST_LOG and instead of it; SIGHUP reads it again
+    #[arg(long, env = "PUSHLAB_LOG_FILTER_FILE", value_name = "FILE")]
+    pub log_filter_file: Option<std::path::PathBuf>,
 
     /// Logs as JSON lines
     #[arg(long, env = "PUSHLAB_LOG_JSON")]
@@ -161,6 +193,47 @@ pub enum Role {
     Sse,
     /// STOMP over WebSocket
     Stomp,
+}
+
+impl Role {
+    /// As in `--roles`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::Sse => "sse",
+            Self::Stomp => "stomp",
+        }
+    }
+}
+
+/// How events reach STOMP sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Fanout {
+    /// One broker connection per pod, one subscription per post, fanned out here
+    Hub,
+    /// A broker connection with its subscriptions per session, as Spring's StompBrokerRelay has; for comparison
+    Relay,
+}
+
+/// What a viewer is given that comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ResumePolicy {
+    /// The newest state, marked as a snapshot
+    Snapshot,
+    /// The events it missed, one by one, while they are kept; else the newest state
+    Replay,
+}
+
+/// What happens to updates that a viewer is too slow for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MailboxPolicy {
+    /// Only the newest of each post waits
+    Conflate,
+    /// Some wait; when there are too many the oldest is dropped
+    DropOldest,
+    /// Some wait; when there are too many the viewer is disconnected and comes back for a snapshot
+    Disconnect,
 }
 
 /// The header that tells nginx not to buffer.
@@ -246,12 +319,16 @@ mod tests {
         let line = "serve --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 --database-url sqlite:x.db --nats-url local \
             --roles api,sse --pod-name pod-2 --pods 3 --heartbeat 10s --drain 20s --accel-buffering unset \
             --busy-stream end --max-age 0 --max-connections 10 --engine-threads 2 --cpus 0-1,3 --anti-entropy off \
+            --resume replay --replay-depth 7 --mailbox drop-oldest --mailbox-depth 9 --flush 20ms \
             --break polite-200 --origin http://a.test --trust-user-header X-User";
         let config = Cli::try_parse_from(line.split_whitespace()).unwrap().config;
         assert_eq!(config.roles, [Role::Api, Role::Sse]);
         assert_eq!(config.cpus, Some(CpuList(vec![0, 1, 3])));
         assert_eq!((config.max_age, config.heartbeat), (Duration::ZERO, Duration::from_secs(10)));
         assert_eq!(config.broken, Some(Broken::Polite200));
+        assert_eq!((config.resume, config.replay_depth), (ResumePolicy::Replay, 7));
+        assert_eq!((config.mailbox, config.mailbox_depth.get()), (MailboxPolicy::DropOldest, 9));
+        assert_eq!(config.flush, Duration::from_millis(20));
     }
 
     #[test]

@@ -16,6 +16,9 @@ pub const CONFORMANCE_MESSAGE: usize = 16 * 1024 * 1024;
 pub const CONFORMANCE_BODY: usize = 2 * 1024 * 1024;
 /// Most subscriptions of a STOMP session, and most posts of one SSE stream.
 pub const SUBSCRIPTIONS: usize = 128;
+/// Most missed events that one SSE stream, or one STOMP session within a second, is sent one by one; beyond it the state
+/// is sent. They fit into what may wait for a connection.
+pub const REPLAY: u16 = 1024;
 /// Most likes of a STOMP session that wait for their outcome; then the socket is not read.
 pub const PENDING_LIKES: usize = 16;
 /// A STOMP session that has not connected by then is closed.

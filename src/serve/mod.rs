@@ -7,7 +7,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 /// JSON or a stream.
 mod accept;
@@ -39,6 +41,8 @@ mod openapi;
 mod page;
 /// A pod from build to end.
 mod pod;
+/// A broker connection per STOMP session.
+mod relay;
 /// Every route in one list.
 mod router;
 /// The SSE handshake.
@@ -52,7 +56,9 @@ pub mod watch;
 /// The two transports as the engine sees them.
 pub mod wire;
 
-pub use config::{AccelBuffering, Broken, BusyStream, Config, CpuList, Publish, Role, Switch};
+pub use config::{
+    AccelBuffering, Broken, BusyStream, Config, CpuList, Fanout, MailboxPolicy, Publish, ResumePolicy, Role, Switch,
+};
 pub use drain::Drained;
 pub use host::pin;
 pub use pod::{Pod, build};
@@ -62,7 +68,13 @@ pub use pod::{Pod, build};
 /// # Errors
 /// A message for the user.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<ExitCode> {
-    crate::telemetry::logs::init(config.log_json);
+    let filter = crate::telemetry::logs::init(config.log_json, config.log_filter_file.clone())?;
+    let mut hangups = signal(SignalKind::hangup()).context("the handler of SIGHUP")?;
+    let _reloads = AbortOnDropHandle::new(tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            filter.reload();
+        }
+    }));
     let open_files = host::raise_open_files();
     // A signal during the start ends it: there is nothing to drain yet.
     let pods = tokio::select! {

@@ -15,15 +15,21 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::app::{App, Parts};
 use super::drain::{self, Drained};
+use super::relay::Relay;
 use super::watch::{Sink, Watch, WatchOptions};
 use super::wire::Wire;
-use super::{Config, Publish, Switch, admin, conformance, connection, limits, router};
+use super::{
+    Config, Fanout, MailboxPolicy, Publish, ResumePolicy, Role, Switch, admin, conformance, connection, limits, router,
+};
 use crate::broker::{BrokerOptions, BrokerTarget, LocalBus};
-use crate::hub::{EngineOptions, Hub};
+use crate::domain::Epoch;
+use crate::hub::{EngineOptions, Hub, Mailbox};
 use crate::store::{LikeStore, StoreError, StoreOptions};
 
 /// How long a pod waits at its start for a database and a broker that are starting too.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// When the epoch changes, viewers are sent back over this time.
+const COME_BACK: Duration = Duration::from_secs(2);
 /// Keys are swept about this often.
 const SWEEP: Duration = Duration::from_secs(600);
 
@@ -60,21 +66,22 @@ pub async fn build(config: &Config) -> anyhow::Result<Vec<Pod>> {
     let bus = LocalBus::default();
     let mut pods = Vec::new();
     for (name, (public, admin, stomp)) in ports {
-        let hub = hub(config)?;
+        let hub = hub(config, epoch)?;
+        let target = target(config, &name, &bus)?;
         let (watch, broker) = {
-            let target = target(config, &name, &bus)?;
             let broker = BrokerOptions { connect_timeout: PATIENCE, ..BrokerOptions::default() };
-            let watch = WatchOptions { anti_entropy: config.anti_entropy == Switch::On, ..WatchOptions::default() };
-            let started = Watch::start(store.clone(), &target, broker, sink(&hub), watch).await;
+            let started = Watch::start((store.clone(), epoch), &target, broker, sink(&hub), watch(config)).await;
             started.map_err(|error| anyhow!("{error} (--nats-url or NATS_URL; `local` needs no server)"))?
         };
+        let relay = (config.fanout == Fanout::Relay && config.serves(Role::Stomp))
+            .then(|| Relay::new(target, hub.clone(), &watch, config.anti_entropy == Switch::On));
         let outbox = match config.publish {
             Publish::AfterCommit => None,
             Publish::Outbox => Some(broker.events(epoch).await.map_err(|error| anyhow!("--publish outbox: {error}"))?),
         };
         let label = HeaderValue::from_str(&name).context("--pod-name is printable ASCII")?;
-        let parts =
-            Parts { config: config.clone(), pod: label, epoch, store: store.clone(), watch, broker, outbox, hub };
+        let (config, store) = (config.clone(), store.clone());
+        let parts = Parts { config, pod: label, store, watch, broker, outbox, hub, relay };
         let addresses = (public.local_addr()?, admin.local_addr()?);
         pods.push(Pod { name, app: App::new(parts), public, admin, stomp, addresses });
     }
@@ -179,18 +186,36 @@ fn listener(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(4096)
 }
 
-fn hub(config: &Config) -> anyhow::Result<Hub<Wire>> {
-    let mut options = EngineOptions { write_timeout: config.write_timeout, ..EngineOptions::default() };
+fn hub(config: &Config, epoch: Epoch) -> anyhow::Result<Hub<Wire>> {
+    let depth = config.mailbox_depth;
+    let mailbox = match config.mailbox {
+        MailboxPolicy::Conflate => Mailbox::Conflate,
+        MailboxPolicy::DropOldest => Mailbox::DropOldest(depth),
+        MailboxPolicy::Disconnect => Mailbox::Disconnect(depth),
+    };
+    let (write_timeout, flush) = (config.write_timeout, config.flush);
+    let mut options = EngineOptions { mailbox, flush, write_timeout, epoch, ..EngineOptions::default() };
     if config.conformance {
         // An echo of the largest message has to wait somewhere.
         options.max_pending = 4 * limits::CONFORMANCE_MESSAGE;
     }
-    Hub::start(config.engine_threads.get(), &options).context("the engine's threads")
+    let streams = config.serves(Role::Sse) || config.serves(Role::Stomp);
+    Hub::start(if streams { config.engine_threads.get() } else { 0 }, &options).context("the engine's threads")
+}
+
+fn watch(config: &Config) -> WatchOptions {
+    WatchOptions {
+        anti_entropy: config.anti_entropy == Switch::On,
+        rows_per_second: config.anti_entropy_rate,
+        replay_depth: if config.resume == ResumePolicy::Replay { config.replay_depth.into() } else { 0 },
+        ..WatchOptions::default()
+    }
 }
 
 fn sink(hub: &Hub<Wire>) -> Sink {
-    let (to, from) = (hub.clone(), hub.clone());
+    let (to, from, all) = (hub.clone(), hub.clone(), hub.clone());
     Sink {
+        renew: Box::new(move |epoch| all.renew(epoch, COME_BACK)),
         publish: Box::new(move |update, gap| to.publish(update, gap)),
         forget: Box::new(move |post| from.forget(post)),
     }

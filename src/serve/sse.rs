@@ -13,9 +13,10 @@ use http::{HeaderName, HeaderValue, Method, header};
 use super::app::{App, retry_ms};
 use super::connection::TakeOver;
 use super::error::ApiError;
-use super::wire::{Beat, Stream, Wire};
+use super::watch::{Joined, Position, Resumed};
+use super::wire::{Beat, Guard, Stream, Wire};
 use super::{AccelBuffering, Broken, BusyStream, Role, accept, api, limits};
-use crate::domain::PostId;
+use crate::domain::{PostId, Update};
 use crate::hub::Subscription;
 use crate::proto;
 
@@ -110,27 +111,45 @@ async fn stream(app: &Arc<App>, posts: Vec<PostId>, request: &Parts, wish: &Wish
 
 async fn open(app: &Arc<App>, posts: &[PostId], wish: &Wish) -> Result<Response, ApiError> {
     let seat = app.admit()?;
-    let joined = try_join_all(posts.iter().map(|post| app.join(*post))).await?;
-    let states: Vec<_> = joined.iter().map(|(state, _)| *state).collect();
     let resume = wish.last_event_id.as_deref().map(proto::sse::parse_last_event_id);
-    let resumed = match &resume {
-        None => "fresh",
-        Some(None) => "malformed",
-        Some(Some(resume)) => {
-            let known =
-                |state: &crate::domain::LikesState| resume.position(app.epoch, state.post_id) == Some(state.version);
-            if states.iter().all(known) { "current" } else { "behind" }
-        }
+    let had = |post: PostId| match resume.as_ref()?.as_ref()? {
+        // It does not say of which post.
+        proto::sse::Resume::One { .. } if posts.len() > 1 => None,
+        resume => resume.held(post).map(|(epoch, version)| Position { epoch, version }),
     };
-    app.metrics.resumes_total.with_label_values(&["sse", resumed]).inc();
+    let mut joined = try_join_all(posts.iter().map(|post| app.join(*post, had(*post)))).await?;
+    let mut room = usize::from(limits::REPLAY);
+    for joined in &mut joined {
+        match room.checked_sub(joined.missed.len()) {
+            Some(left) => room = left,
+            None => joined.without_replay(),
+        }
+        if resume == Some(None) {
+            joined.resumed = Resumed::Malformed;
+        }
+    }
+    let resumed = joined.iter().map(|joined| joined.resumed).max().unwrap_or(Resumed::Fresh);
+    app.metrics.resumes_total.with_label_values(&["sse", resumed.label()]).inc();
 
+    let epoch = joined.first().map_or_else(|| app.watch.epoch(), |joined| joined.epoch);
     let mut wire = Stream::new(app.config.heartbeat, wish.beat, app.ends_at(), seat);
-    let format = wire.format(app.epoch, &states);
+    // What ids say of a post before its first event is sent.
+    let before = |joined: &Joined| match had(joined.state.post_id) {
+        Some(had) if joined.resumed == Resumed::Replayed => had.version,
+        _ => joined.cursor,
+    };
+    let format = wire.format(epoch, joined.iter().map(|joined| (joined.state.post_id, before(joined))).collect());
     let mut retry = Some(retry_ms());
-    let subscriptions = joined.into_iter().zip(0..).map(|((state, guard), slot)| {
-        // The policy is "snapshot": a resumed stream begins with the newest state as well, marked as one.
-        let first = wire.first(state, &format, retry.take());
-        Subscription { post: state.post_id, slot, format: format.clone(), cursor: state.version, first, guard }
+    let subscriptions = joined.into_iter().zip(0..).map(|(joined, slot)| {
+        let mut first = |update| wire.first(&update, slot, &format, retry.take());
+        let first = match joined.resumed {
+            Resumed::Replayed => joined.missed.iter().flat_map(|event| first(Update::Changed(*event))).collect(),
+            Resumed::Ahead => Stream::nothing(retry.take()),
+            _ => first(Update::Snapshot(joined.state)),
+        };
+        let Joined { epoch, state, cursor, guard, .. } = joined;
+        let (format, guard) = (format.clone(), Guard::Watch(guard));
+        Subscription { post: state.post_id, slot, epoch, format, cursor, first, alone: false, guard }
     });
     let subscriptions = subscriptions.collect();
     // Whoever sees heart-beats gets the first one at once; it says which pod this is, as an EventSource shows no headers.

@@ -39,7 +39,6 @@ pub(super) async fn upgrade(
     let newest = newest.ok_or_else(|| bad("of the subprotocols, v12.stomp, v11.stomp and v10.stomp are served"))?;
     let user = api::user(&app, &headers)?;
     let seat = app.admit().inspect_err(|error| app.refused(error))?;
-    app.metrics.resumes_total.with_label_values(&["stomp", "fresh"]).inc();
     let talk = Talk::new(&app, newest, user.as_deref(), seat);
     let first = match app.config.broken {
         Some(Broken::Polite200) => server_frame(Opcode::Close, &close_payload(ws::close::NORMAL, "broken on purpose")),

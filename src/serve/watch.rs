@@ -1,36 +1,42 @@
 //! Join and repair: which posts this pod watches, their newest state, and how what was missed is found again.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Broker, BrokerError, BrokerOptions, BrokerTarget};
-use crate::domain::{LikesChanged, LikesState, PostId, Update};
+use crate::domain::{Epoch, LikesChanged, PostId, Update};
 use crate::hub::topic::Accepted;
-use crate::store::{Lane, LikeStore, StoreError};
-use posts::{Entered, Generation, Posts, Why};
+use crate::store::{Lane, LikeStore, StoreError, StoredState};
+use posts::{Entered, Generation, Posts, Start};
 
 /// What is watched and what is due.
 mod posts;
+/// Rings of recent events.
+mod recent;
+/// Reads what is due.
+mod repair;
+/// What a viewer had, and what it is given.
+mod resume;
 
-/// Posts read at once.
-const BATCH: usize = 256;
+pub use resume::{Joined, Position, Resumed};
 
-/// Pause before a failed read is repeated (± 50 %).
-const RETRY: Duration = Duration::from_secs(1);
+/// How often a join looks: for a viewer that is ahead of this pod, and while the epoch changes.
+const LOOKS: usize = 4;
 
-/// Where accepted updates go: the hub. Both are called under a lock, in order: they must not block.
+/// Where accepted updates go: the hub. All are called under a lock, in order: they must not block.
 pub struct Sink {
     /// An update and its gap: versions skipped before it that were not known to be missing yet (0 for snapshots).
     pub publish: Box<dyn Fn(Update, u64) + Send + Sync>,
     /// The post is watched no longer.
     pub forget: Box<dyn Fn(PostId) + Send + Sync>,
+    /// The database has another epoch: whoever has a version of the one before is to come back.
+    pub renew: Box<dyn Fn(Epoch) + Send + Sync>,
 }
 
 /// Times of join and repair.
@@ -50,6 +56,16 @@ pub struct WatchOptions {
     pub linger: Duration,
     /// After a reconnect the watched posts are read again, spread over this.
     pub spread: Duration,
+    /// Rows that anti-entropy reads per second at most; beyond it posts are read less often.
+    pub rows_per_second: u32,
+    /// Recent events kept per post for viewers that come back; 0: they get the state (`--resume snapshot`).
+    pub replay_depth: usize,
+    /// Recent events kept in all (40 bytes each): many posts have shorter rings.
+    pub replay_events: usize,
+    /// After its last viewer has gone a post stays watched for this long, so that its ring is still there …
+    pub replay_keep: Duration,
+    /// … as long as not more posts than this wait so; the others leave after [`WatchOptions::linger`].
+    pub replay_idle: usize,
 }
 
 impl Default for WatchOptions {
@@ -62,6 +78,11 @@ impl Default for WatchOptions {
             gap_pause: Duration::from_secs(1),
             linger: Duration::from_secs(5),
             spread: Duration::from_secs(1),
+            rows_per_second: 2_000,
+            replay_depth: 0,
+            replay_events: 1 << 20,
+            replay_keep: Duration::from_secs(60),
+            replay_idle: 10_000,
         }
     }
 }
@@ -85,6 +106,12 @@ pub struct WatchCounters {
     pub reread_healed: AtomicU64,
     /// Reads that failed and were put off.
     pub failed_reads: AtomicU64,
+    /// Rows whose version was lower than one known before they were read, within one epoch: the database was restored.
+    pub backward_rows: AtomicU64,
+    /// Epochs that began while the pod ran.
+    pub epochs: AtomicU64,
+    /// Posts whose subscription the broker confirmed only after their first viewer was served.
+    pub late_subscriptions: AtomicU64,
 }
 
 /// Why a post cannot be watched now.
@@ -93,9 +120,6 @@ pub enum JoinError {
     /// No such post.
     #[error("no such post")]
     UnknownPost,
-    /// The broker did not confirm the subscription: another pod may be able to.
-    #[error(transparent)]
-    Broker(#[from] BrokerError),
     /// The snapshot could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -139,9 +163,9 @@ pub struct WatchGuard {
 
 impl Drop for WatchGuard {
     fn drop(&mut self) {
-        let linger = self.inner.options.linger;
-        if self.inner.posts().leave(self.post, self.generation, Instant::now(), linger) {
-            self.inner.wake.notify_one();
+        let inner = &self.inner;
+        if inner.posts().leave(self.post, self.generation, Instant::now(), &inner.options) {
+            inner.wake.notify_one();
         }
     }
 }
@@ -152,7 +176,7 @@ impl Watch {
     /// # Errors
     /// [`BrokerError::Connect`].
     pub async fn start(
-        store: LikeStore,
+        (store, epoch): (LikeStore, Epoch),
         target: &BrokerTarget,
         broker: BrokerOptions,
         sink: Sink,
@@ -164,7 +188,7 @@ impl Watch {
             sink,
             options,
             counters: WatchCounters::default(),
-            posts: Mutex::default(),
+            posts: Mutex::new(Posts::new(epoch)),
             wake: Notify::new(),
             stop: CancellationToken::new(),
         });
@@ -176,27 +200,56 @@ impl Watch {
         });
         let broker = Broker::connect(target, broker, on_event).await?;
         let _ = inner.broker.set(broker.clone());
-        tokio::spawn(keep(inner.clone(), broker.clone()));
+        tokio::spawn(repair::keep(inner.clone(), broker.clone()));
         Ok((Self { inner }, broker))
     }
 
-    /// One more viewer of `post`: the newest known state, and what keeps the post watched. Whatever is committed after
-    /// that state reaches the sink (as an event, or by repair when an event is lost).
+    /// One more viewer of `post`, which had `had`: what it begins with, and what keeps the post watched. Whatever is
+    /// committed after that state reaches the sink (as an event, or by repair when an event is lost).
     ///
     /// # Errors
     /// [`JoinError`].
-    pub async fn join(&self, post: PostId) -> Result<(LikesState, WatchGuard), JoinError> {
+    pub async fn join(&self, post: PostId, had: Option<Position>) -> Result<Joined, JoinError> {
+        let replay = self.inner.options.replay_depth > 0;
+        for look in 0..LOOKS {
+            let guard = self.enter(post).await?;
+            let start = self.inner.posts().start(post, guard.generation, had, replay);
+            match start {
+                // The epoch changed just now.
+                None => {}
+                Some(Start { resumed: Resumed::Ahead, .. }) if look < 2 => {
+                    // It has seen more on another pod: the event is on its way here, or lost.
+                    if look == 0 {
+                        tokio::time::sleep(self.inner.options.gap).await;
+                    } else {
+                        repair::read_now(&self.inner, post).await?;
+                    }
+                }
+                Some(Start { epoch, state, missed, resumed }) => {
+                    let cursor = match had {
+                        Some(had) if resumed == Resumed::Ahead => had.version,
+                        _ => state.version,
+                    };
+                    return Ok(Joined { epoch, state, cursor, missed, resumed, guard });
+                }
+            }
+        }
+        Err(JoinError::Store(StoreError::Unavailable { cause: "the database's epoch keeps changing".into() }))
+    }
+
+    /// Waits until the post is live.
+    async fn enter(&self, post: PostId) -> Result<WatchGuard, JoinError> {
         let (guard, mut done) = {
             let mut posts = self.inner.posts();
             let guard = |generation| WatchGuard { inner: self.inner.clone(), post, generation };
             match posts.enter(post) {
-                Some((generation, Entered::Known(state))) => return Ok((state, guard(generation))),
+                Some((generation, Entered::Known)) => return Ok(guard(generation)),
                 Some((generation, Entered::Wait(done))) => (guard(generation), done),
                 None => {
                     let (tell, done) = watch::channel(None);
                     let generation = posts.begin(post, done.clone());
                     // A task of its own: the first viewer may go while others wait for the same snapshot.
-                    tokio::spawn(begin(self.inner.clone(), post, tell));
+                    tokio::spawn(begin(self.inner.clone(), post, generation, tell));
                     (guard(generation), done)
                 }
             }
@@ -204,16 +257,34 @@ impl Watch {
         // The end of the task without a word can only be a panic in it.
         let outcome = done.wait_for(Option::is_some).await.ok().and_then(|outcome| (*outcome).clone());
         outcome.unwrap_or_else(|| Err(JoinError::Store(StoreError::Unavailable { cause: "joining failed".into() })))?;
-        match self.inner.posts().state(post, guard.generation) {
-            Some(state) => Ok((state, guard)),
-            None => Err(JoinError::Store(StoreError::Unavailable { cause: "the pod stopped watching".into() })),
-        }
+        Ok(guard)
+    }
+
+    /// States of these posts as the database has them now, those that do not exist left out.
+    ///
+    /// # Errors
+    /// [`StoreError`], also when the epoch changed meanwhile.
+    pub(super) async fn read(&self, lane: Lane, posts: &[PostId]) -> Result<Vec<StoredState>, StoreError> {
+        let read = repair::read(&self.inner, lane, posts).await?;
+        read.ok_or_else(|| StoreError::Unavailable { cause: "the database's epoch changed".into() })
+    }
+
+    /// The epoch of all versions that are sent now.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.inner.posts().epoch().0
     }
 
     /// Posts watched now, those nobody views any more but not yet left included.
     #[must_use]
     pub fn watched(&self) -> usize {
         self.inner.posts().len()
+    }
+
+    /// Recent events kept for viewers that come back.
+    #[must_use]
+    pub fn kept_events(&self) -> usize {
+        self.inner.posts().kept()
     }
 
     /// What has happened so far.
@@ -251,112 +322,67 @@ impl Inner {
             self.wake.notify_one();
         }
     }
+
+    /// The database has this epoch; `era` is from before that was read. False when what was read is of no use.
+    fn is_current(&self, epoch: Epoch, era: u64) -> bool {
+        let mut posts = self.posts();
+        let known = posts.epoch();
+        if known.1 != era || known.0 == epoch {
+            return known == (epoch, era);
+        }
+        let left = posts.renew(epoch);
+        // Under the lock: a newcomer subscribes anew only after this.
+        for post in &left {
+            if let Some(broker) = self.broker.get() {
+                broker.unsubscribe(*post);
+            }
+        }
+        (self.sink.renew)(epoch);
+        count(&self.counters.epochs, 1);
+        tracing::warn!(from = %known.0, to = %epoch, posts = left.len(), "the database has a new epoch: viewers come back");
+        false
+    }
 }
 
-/// Subscribes, then reads the snapshot, then lets those in who wait.
-async fn begin(inner: Arc<Inner>, post: PostId, tell: watch::Sender<Option<Result<(), JoinError>>>) {
-    let Some(broker) = inner.broker.get() else { return };
-    let joined = async {
-        broker.subscribe(post).await?;
-        let read = inner.store.read(&[post]).await?;
-        read.first().map(|read| read.state).ok_or(JoinError::UnknownPost)
-    };
-    let joined = joined.await;
-    let mut posts = inner.posts();
-    let outcome = match joined {
-        Ok(snapshot) => {
-            posts.live(snapshot, Instant::now(), &inner.options);
-            inner.wake.notify_one();
-            Ok(())
+/// Subscribes, then reads the snapshot, then lets those in who wait. Without the broker they are let in all the same:
+/// anti-entropy serves them meanwhile, and once the subscription is in force the post is read again.
+async fn begin(
+    inner: Arc<Inner>,
+    post: PostId,
+    generation: Generation,
+    tell: watch::Sender<Option<Result<(), JoinError>>>,
+) {
+    let Some(broker) = inner.broker.get().cloned() else { return };
+    let connected = broker.state().borrow().connected;
+    let in_force = connected && broker.subscribe(post).await.is_ok();
+    let read = repair::read(&inner, Lane::Requests, &[post]).await;
+    let outcome = {
+        let mut posts = inner.posts();
+        let outcome = match read {
+            Ok(Some(read)) => match read.first() {
+                Some(read) => {
+                    posts.live(read.state, generation, Instant::now(), &inner.options);
+                    if !in_force {
+                        posts.is_unconfirmed(post, generation);
+                    }
+                    Ok(())
+                }
+                None => Err(JoinError::UnknownPost),
+            },
+            // The entry is gone; those who wait look again.
+            Ok(None) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        if outcome.is_err() {
+            posts.fail(post, generation);
         }
-        Err(e) => {
-            posts.fail(post);
+        if !posts.contains(post) {
             broker.unsubscribe(post);
-            Err(e)
         }
+        outcome
     };
     tell.send_replace(Some(outcome));
-}
-
-/// Reads what is due and leaves what nobody views. Inputs: the next due time, a wake-up, the broker's reconnects, the end.
-async fn keep(inner: Arc<Inner>, broker: Broker) {
-    let mut state = broker.state();
-    let mut missed = state.borrow().missed;
-    loop {
-        let due = {
-            let mut posts = inner.posts();
-            let due = posts.take_due(Instant::now(), BATCH, &inner.options);
-            // Under the lock: a newcomer subscribes anew only after this.
-            for post in &due.left {
-                broker.unsubscribe(*post);
-                (inner.sink.forget)(*post);
-            }
-            due
-        };
-        if !due.read.is_empty() {
-            reread(&inner, due.read).await;
-            continue;
-        }
-        let next = inner.posts().next().unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
-        tokio::select! {
-            () = sleep_until(next) => {}
-            () = inner.wake.notified() => {}
-            changed = state.changed() => {
-                let now = state.borrow_and_update().missed;
-                if now != missed {
-                    missed = now;
-                    inner.posts().reread_all(Instant::now(), inner.options.spread);
-                }
-                if changed.is_err() {
-                    return;
-                }
-            }
-            () = inner.stop.cancelled() => return,
-        }
-    }
-}
-
-/// One batch over the repair connection.
-async fn reread(inner: &Arc<Inner>, due: Vec<(PostId, Why)>) {
-    let ids: Vec<PostId> = due.iter().map(|(post, _)| *post).collect();
-    let read = match inner.store.read_on(Lane::Repair, &ids).await {
-        Ok(read) => read,
-        Err(e) => {
-            count(&inner.counters.failed_reads, 1);
-            tracing::warn!(error = %e, posts = due.len(), "a re-read failed; it will be repeated");
-            inner.posts().put_off(&due, Instant::now(), RETRY);
-            return;
-        }
-    };
-    let of = |wanted| due.iter().filter(|(_, why)| *why == wanted).count() as u64;
-    count(&inner.counters.anti_entropy_rows, of(Why::Quiet));
-    count(&inner.counters.gap_reads, of(Why::Gap));
-    let why: HashMap<PostId, Why> = due.into_iter().collect();
-    let news: Vec<LikesState> = {
-        let mut posts = inner.posts();
-        let states = read.iter().map(|read| read.state);
-        // What is no news still answers for the versions that were missing.
-        states.filter(|state| posts.is_news(state) || posts.read(*state)).collect()
-    };
-    if news.is_empty() {
-        return;
-    }
-    // The event of what was just committed may be on its way: it is delivered as a change, not as a repair.
-    let inner = inner.clone();
-    tokio::spawn(async move {
-        sleep(inner.options.gap).await;
-        let mut posts = inner.posts();
-        for state in news {
-            if !posts.read(state) {
-                continue;
-            }
-            match why.get(&state.post_id) {
-                Some(Why::Quiet) => count(&inner.counters.anti_entropy_healed, 1),
-                _ => count(&inner.counters.reread_healed, 1),
-            }
-            (inner.sink.publish)(Update::Snapshot(state), 0);
-        }
-    });
+    inner.wake.notify_one();
 }
 
 fn count(counter: &AtomicU64, n: u64) {

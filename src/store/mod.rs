@@ -55,6 +55,8 @@ pub struct StoredState {
     pub state: LikesState,
     /// Unix time in µs of the newest effective change; of the post's creation when there was none.
     pub changed_at: u64,
+    /// The database's epoch, read with the state.
+    pub epoch: Epoch,
 }
 
 /// Rows that wait: for publication, or to be counted.

@@ -148,17 +148,18 @@ impl MySql {
             let size = BATCHES.into_iter().find(|size| *size >= batch.len()).unwrap_or(batch.len());
             let list = vec!["?"; size].join(",");
             // Only question marks are put into the text.
-            let select = format!("select id, likes, version, changed_at from posts where id in ({list})");
+            let epoch = "(select value from epoch where id = 1)";
+            let select = format!("select id, likes, version, changed_at, {epoch} from posts where id in ({list})");
             let ids: Vec<u64> = (0..size).map(|at| batch[at.min(batch.len() - 1)].get()).collect();
-            let rows: Vec<(u64, u64, u64, u64)> = self
+            let rows: Vec<(u64, u64, u64, u64, u32)> = self
                 .run(lane, move |conn| {
                     let query = sqlx::query_as(sqlx::AssertSqlSafe(select.clone()));
                     Box::pin(ids.iter().fold(query, |query, id| query.bind(*id)).fetch_all(conn))
                 })
                 .await?;
-            states.extend(rows.into_iter().filter_map(|(id, likes, version, changed_at)| {
+            states.extend(rows.into_iter().filter_map(|(id, likes, version, changed_at, epoch)| {
                 let state = LikesState { post_id: PostId::new(id)?, likes, version: Version(version) };
-                Some(StoredState { state, changed_at })
+                Some(StoredState { state, changed_at, epoch: Epoch(epoch) })
             }));
         }
         Ok(states)

@@ -144,18 +144,18 @@ impl Sqlite {
         for batch in posts.chunks(256) {
             // Numbers only, as JSON: one statement for every length.
             let ids = serde_json::to_string(batch).unwrap_or_default();
-            let select =
-                "select id, likes, version, changed_at from posts where id in (select value from json_each(?))";
-            let rows: Vec<(i64, i64, i64, i64)> = self
+            let select = "select id, likes, version, changed_at, (select value from epoch where id = 1) from posts \
+                where id in (select value from json_each(?))";
+            let rows: Vec<(i64, i64, i64, i64, u32)> = self
                 .run(&self.inner.readers, move |conn| {
                     Box::pin(sqlx::query_as(select).bind(ids.clone()).fetch_all(conn))
                 })
                 .await?;
-            states.extend(rows.into_iter().filter_map(|(id, likes, version, changed_at)| {
+            states.extend(rows.into_iter().filter_map(|(id, likes, version, changed_at, epoch)| {
                 let post_id = PostId::new(id.cast_unsigned())?;
                 let state =
                     LikesState { post_id, likes: likes.cast_unsigned(), version: Version(version.cast_unsigned()) };
-                Some(StoredState { state, changed_at: changed_at.cast_unsigned() })
+                Some(StoredState { state, changed_at: changed_at.cast_unsigned(), epoch: Epoch(epoch) })
             }));
         }
         Ok(states)

@@ -236,18 +236,34 @@ metrics! {
     transaction_retries_total: IntCounter;
     /// Database operations given up because their time had passed.
     database_timeouts_total: IntCounter;
-    /// Streams by what their client had: fresh, current, behind (another epoch included), malformed.
+    /// Streams, or SUBSCRIBEs, by what their client had: fresh, current, replayed (got the events), behind, other_epoch, malformed, ahead (of the database).
     resumes_total: IntCounterVec ["transport", "result"];
     /// TCP connections accepted on the public port.
     http_connections_total: IntCounter;
     /// TCP connections closed at once because too many were open.
     http_connections_refused_total: IntCounter;
+    /// STOMP sessions that have a broker connection of their own (--fanout relay).
+    relay_connections: IntGauge;
+    /// Broker connections and subscriptions of sessions that could not be had (--fanout relay).
+    relay_failures_total: IntCounter;
+    /// Subscriptions for which a read found a newer state than the session's events had brought (--fanout relay).
+    relay_healed_total: IntCounter;
+    /// Recent events kept for viewers that come back.
+    replay_events: IntGauge;
+    /// Epochs of the database that began while the pod ran.
+    epochs_total: IntCounter;
+    /// Rows older than what was known, in one epoch: the database was restored and no new epoch was begun.
+    backward_rows_total: IntCounter;
+    /// Posts whose subscription the broker confirmed only after their first viewer was served.
+    late_subscriptions_total: IntCounter;
     /// Rows read again by anti-entropy.
     anti_entropy_rows_total: IntCounter;
     /// Rows read again by anti-entropy that were newer than what the pod knew.
     anti_entropy_healed_total: IntCounter;
     /// Ordinary requests by route template and status.
     http_requests_total: IntCounterVec ["route", "status"];
+    /// Tasks of the asynchronous runtime that are alive.
+    runtime_tasks: IntGauge;
     /// 1 while the pod drains.
     draining: IntGauge;
 }

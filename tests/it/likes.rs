@@ -2,13 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use pushlab::broker::{Broker, BrokerOptions, BrokerTarget, LocalBus};
-use pushlab::domain::{PostId, Update, Version};
+use pushlab::domain::{Epoch, PostId, Update, Version};
 use pushlab::serve::likes::Likes;
-use pushlab::serve::watch::{JoinError, Sink, Watch, WatchOptions};
+use pushlab::serve::watch::{JoinError, Joined, Position, Resumed, Sink, Watch, WatchOptions};
 use pushlab::store::{LikeRequest, LikeStore, StoreError, StoreOptions};
 use tokio::task::JoinSet;
 
@@ -23,12 +23,14 @@ pub(crate) struct Pod {
     pub(crate) watch: Watch,
     pub(crate) updates: Arc<Mutex<Vec<(Update, u64)>>>,
     forgotten: Arc<AtomicU64>,
+    renewed: Arc<Mutex<Vec<Epoch>>>,
 }
 
 impl Pod {
     pub(crate) async fn new(store: &LikeStore, target: &BrokerTarget, options: WatchOptions) -> Self {
         let updates = Arc::new(Mutex::new(Vec::new()));
         let forgotten = Arc::new(AtomicU64::new(0));
+        let renewed = Arc::new(Mutex::new(Vec::new()));
         let sink = Sink {
             publish: Box::new({
                 let updates = updates.clone();
@@ -38,9 +40,14 @@ impl Pod {
                 let forgotten = forgotten.clone();
                 move |_| _ = forgotten.fetch_add(1, Ordering::Relaxed)
             }),
+            renew: Box::new({
+                let renewed = renewed.clone();
+                move |epoch| renewed.lock().unwrap().push(epoch)
+            }),
         };
-        let (watch, broker) =
-            Watch::start(store.clone(), target, BrokerOptions::default(), sink, options).await.unwrap();
+        let epoch = store.epoch().await.unwrap();
+        let started = Watch::start((store.clone(), epoch), target, BrokerOptions::default(), sink, options).await;
+        let (watch, broker) = started.unwrap();
         Self {
             store: store.clone(),
             likes: Likes::new(store.clone(), broker.clone()),
@@ -48,7 +55,12 @@ impl Pod {
             watch,
             updates,
             forgotten,
+            renewed,
         }
+    }
+
+    async fn join(&self, post: PostId) -> Joined {
+        self.watch.join(post, None).await.unwrap()
     }
 
     async fn like(&self, post: PostId) -> Result<Version, StoreError> {
@@ -110,9 +122,8 @@ async fn a_like_during_a_join_on_another_pod_is_never_lost() {
             let (a, b) = (a.clone(), b.clone());
             joins.spawn(async move {
                 let post = new_post(&a.store).await;
-                let (joined, liked) = tokio::join!(b.watch.join(post), a.like(post));
-                let (state, guard) = joined.unwrap();
-                (post, state.version, liked.unwrap(), guard)
+                let (joined, liked) = tokio::join!(b.join(post), a.like(post));
+                (post, joined.state.version, liked.unwrap(), joined)
             });
         }
         let joined = joins.join_all().await;
@@ -128,7 +139,7 @@ async fn callers_that_hang_up_cancel_nothing() {
     let (server, store) = (NatsServer::start(), mariadb().await);
     let (a, b) = two_pods(&store, &over(&server), repairs_off()).await;
     let post = new_post(&store).await;
-    let (_, _guard) = b.watch.join(post).await.unwrap();
+    let _joined = b.join(post).await;
     for i in 0..1_000 {
         // Each is polled a little and dropped, at another place each time.
         let impatient = tokio::time::timeout(Duration::from_micros(i % 50 * 40), a.like(post));
@@ -155,19 +166,27 @@ async fn likes_go_on_without_nats_and_are_seen_after_it() {
     let (mut server, store) = (NatsServer::start(), mariadb().await);
     let (a, b) = two_pods(&store, &over(&server), repairs_off()).await;
     let post = new_post(&store).await;
-    let (_, _guard) = b.watch.join(post).await.unwrap();
+    let _joined = b.join(post).await;
     server.kill();
     for version in 1..=20 {
         assert_eq!(a.like(post).await, Ok(Version(version)));
     }
-    // Nobody new can be served now: the edge asks another pod.
+    // Who comes now to a post that nobody watched is served the state, and the rest once there is a subscription.
     let other = new_post(&store).await;
-    assert!(matches!(b.watch.join(other).await, Err(JoinError::Broker(_))));
+    assert_eq!(a.like(other).await, Ok(Version(1)));
+    let joined = b.join(other).await;
+    assert_eq!(joined.state.version, Version(1));
+    assert_eq!(a.like(other).await, Ok(Version(2)));
     server.start_again();
     until("the newest arrives", || b.version(post) == Version(20)).await;
-    assert!(b.watch.join(other).await.is_ok());
-    assert_eq!(a.like(post).await, Ok(Version(21)));
-    until("events flow again", || b.version(post) == Version(21)).await;
+    until("what came after the snapshot arrives", || b.version(other) == Version(2)).await;
+    let late = || b.watch.counters().late_subscriptions.load(Ordering::Relaxed);
+    until("the subscription is in force", || late() == 1).await;
+    for post in [post, other] {
+        let version = a.like(post).await.unwrap();
+        until("events flow again", || b.version(post) == version).await;
+        assert!(matches!(b.newest(post), Some(Update::Changed(_))));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -176,7 +195,7 @@ async fn what_was_lost_inside_nats_is_sent_and_read_again() {
     let options = WatchOptions { settle: Duration::from_secs(3600), ..repairs_off() };
     let (a, b) = two_pods(&store, &over(&server), options).await;
     let (post, other) = (new_post(&store).await, new_post(&store).await);
-    let (_, _guards) = (b.watch.join(post).await.unwrap(), b.watch.join(other).await.unwrap());
+    let _joined = (b.join(post).await, b.join(other).await);
     // It takes the bytes and dies before it reads them.
     server.signal(Signal::SIGSTOP);
     for _ in 0..20 {
@@ -203,7 +222,7 @@ async fn a_commit_without_an_answer_is_told_to_the_viewers_all_the_same() {
     let options = WatchOptions { settle: Duration::from_secs(3600), ..repairs_off() };
     let (a, b) = two_pods(&store, &over(&server), options).await;
     let post = new_post(&store).await;
-    let (_, _guard) = b.watch.join(post).await.unwrap();
+    let _joined = b.join(post).await;
     assert_eq!(a.like(post).await, Ok(Version(1)));
     proxy.swallow(Some(b"COMMIT"));
     assert!(matches!(a.like(post).await, Err(StoreError::OutcomeUnknown { .. })));
@@ -220,7 +239,7 @@ async fn a_lost_event_is_found_by_anti_entropy_and_only_by_it() {
     for anti_entropy in [true, false] {
         let (_folder, a, b) = embedded(WatchOptions { anti_entropy, ..quick.clone() }).await;
         let (post, witness) = (new_post(&a.store).await, new_post(&a.store).await);
-        let (_, _guards) = (b.watch.join(post).await.unwrap(), b.watch.join(witness).await.unwrap());
+        let _joined = (b.join(post).await, b.join(witness).await);
         tokio::time::sleep(Duration::from_millis(300)).await; // Past the re-read of newly watched posts.
         // Committed, and nobody told: the pod was killed between COMMIT and publish.
         a.store.apply(&LikeRequest::anonymous_like(post)).await.unwrap();
@@ -246,7 +265,7 @@ async fn a_newly_watched_post_is_read_once_more() {
     let options = WatchOptions { settle: Duration::from_millis(500), ..repairs_off() };
     let (_folder, a, b) = embedded(options).await;
     let post = new_post(&a.store).await;
-    let (_, _guard) = b.watch.join(post).await.unwrap();
+    let _joined = b.join(post).await;
     a.store.apply(&LikeRequest::anonymous_like(post)).await.unwrap();
     until("the state is found", || b.version(post) == Version(1)).await;
     assert_eq!(b.watch.counters().reread_healed.load(Ordering::Relaxed), 1);
@@ -260,22 +279,109 @@ async fn viewers_come_and_go_and_nothing_stays() {
     let mut joins = JoinSet::new();
     for _ in 0..50 {
         let watch = b.watch.clone();
-        joins.spawn(async move { watch.join(post).await.unwrap() });
+        joins.spawn(async move { watch.join(post, None).await.unwrap() });
     }
     let joined = joins.join_all().await;
     assert_eq!(b.watch.watched(), 1);
     a.like(post).await.unwrap();
     until("the event arrives once", || b.version(post) == Version(1)).await;
     assert_eq!(b.updates.lock().unwrap().len(), 1);
-    let (state, guard) = b.watch.join(post).await.unwrap();
-    assert_eq!(state.version, Version(1), "the known state, without a read");
-    drop((joined, guard));
+    let one_more = b.join(post).await;
+    assert_eq!(one_more.state.version, Version(1), "the known state, without a read");
+    drop((joined, one_more));
     until("the post is left", || b.watch.watched() == 0 && b.forgotten.load(Ordering::Relaxed) == 1).await;
     a.like(post).await.unwrap();
     assert_eq!(b.version(post), Version(1));
-    assert_eq!(b.watch.join(post).await.unwrap().0.version, Version(2));
+    assert_eq!(b.join(post).await.state.version, Version(2));
 
     let nobody = PostId::new(4711).unwrap();
-    assert!(matches!(b.watch.join(nobody).await, Err(JoinError::UnknownPost)));
+    assert!(matches!(b.watch.join(nobody, None).await, Err(JoinError::UnknownPost)));
     assert_eq!(b.watch.watched(), 1);
+}
+
+fn had(epoch: Epoch, version: u64) -> Option<Position> {
+    Some(Position { epoch, version: Version(version) })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_seen_more_than_this_pod_never_goes_back() {
+    let options = WatchOptions { settle: Duration::from_secs(3600), ..repairs_off() };
+    let (_folder, a, b) = embedded(options).await;
+    let post = new_post(&a.store).await;
+    let _viewer = b.join(post).await;
+    // Committed, and this pod does not know: its viewer has seen it on another one.
+    a.store.apply(&LikeRequest::anonymous_like(post)).await.unwrap();
+    let epoch = b.watch.epoch();
+    let joined = b.watch.join(post, had(epoch, 1)).await.unwrap();
+    assert_eq!((joined.resumed, joined.state.version), (Resumed::Current, Version(1)));
+    assert_eq!(b.version(post), Version(1), "the others are told too");
+    // What the database never had is held back for.
+    let joined = b.watch.join(post, had(epoch, 5)).await.unwrap();
+    assert_eq!((joined.resumed, joined.cursor), (Resumed::Ahead, Version(5)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rings_serve_those_who_come_back_soon() {
+    let options = WatchOptions { replay_depth: 4, linger: Duration::ZERO, ..repairs_off() };
+    let (_folder, a, b) = embedded(options).await;
+    let post = new_post(&a.store).await;
+    let first = b.join(post).await;
+    let epoch = first.epoch;
+    drop(first);
+    for _ in 0..6 {
+        a.like(post).await.unwrap();
+    }
+    until("the events arrive, though nobody is there", || b.version(post) == Version(6)).await;
+    for (version, resumed, missed) in [
+        (6, Resumed::Current, vec![]),
+        (3, Resumed::Replayed, vec![4, 5, 6]),
+        (2, Resumed::Replayed, vec![3, 4, 5, 6]),
+        (1, Resumed::Behind, vec![]),
+    ] {
+        let joined = b.watch.join(post, had(epoch, version)).await.unwrap();
+        let versions: Vec<u64> = joined.missed.iter().map(|event| event.version.0).collect();
+        assert_eq!((joined.resumed, versions, joined.cursor), (resumed, missed, Version(6)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_epoch_is_noticed_by_quiet_by_busy_and_by_idle_pods() {
+    let quick = WatchOptions { quiet: Duration::from_millis(200), ..WatchOptions::default() };
+    for anti_entropy in [true, false] {
+        let (_folder, a, b) = embedded(WatchOptions { anti_entropy, ..quick.clone() }).await;
+        let post = new_post(&a.store).await;
+        let before = b.join(post).await;
+        a.like(post).await.unwrap();
+        until("the event arrives", || b.version(post) == Version(1)).await;
+        let epoch = a.store.new_epoch().await.unwrap();
+        // `a` watches nothing.
+        for pod in [&a, &b] {
+            until("it is noticed", || *pod.renewed.lock().unwrap() == [epoch]).await;
+            assert_eq!((pod.watch.epoch(), pod.watch.watched()), (epoch, 0));
+        }
+        let after = b.watch.join(post, had(before.epoch, 1)).await.unwrap();
+        assert_eq!((after.epoch, after.resumed, after.state.version), (epoch, Resumed::OtherEpoch, Version(1)));
+        drop(before);
+        assert_eq!(b.watch.watched(), 1, "a guard of the old epoch leaves nothing");
+        a.like(post).await.unwrap();
+        until("events flow", || b.version(post) == Version(2)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn repairs_stay_within_their_share_of_the_database() {
+    const RATE: u32 = 100;
+    let quiet = Duration::from_millis(20);
+    let options = WatchOptions { quiet, rows_per_second: RATE, ..WatchOptions::default() };
+    let (_folder, a, b) = embedded(options).await;
+    let mut joined = Vec::new();
+    for _ in 0..20 {
+        joined.push(b.join(new_post(&a.store).await).await);
+    }
+    let rows = || b.watch.counters().anti_entropy_rows.load(Ordering::Relaxed);
+    let (before, began) = (rows(), Instant::now());
+    until("posts are read again", || rows() > before + 150).await;
+    let allowed = began.elapsed().as_secs_f64() * f64::from(RATE);
+    // A batch may have been read just before.
+    assert!((rows() - before) as f64 <= allowed + 40.0, "{} rows, {allowed} allowed", rows() - before);
 }

@@ -20,6 +20,8 @@ struct State {
     /// A connection falls silent after a request that holds these bytes was passed on.
     swallow: Mutex<Option<&'static [u8]>>,
     swallowed: AtomicU64,
+    /// Raised to cut all connections.
+    cuts: tokio::sync::watch::Sender<u64>,
 }
 
 impl Proxy {
@@ -54,6 +56,16 @@ impl Proxy {
         format!("{host}:{}/{database}", self.port)
     }
 
+    /// Where it is, for HTTP.
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Closes the connections that are open; new ones are served.
+    pub(crate) fn cut(&self) {
+        self.state.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
     /// From now on nothing passes over the connections that are open; new ones are served.
     pub(crate) fn freeze(&self) {
         self.state.generation.fetch_add(1, Ordering::SeqCst);
@@ -79,7 +91,10 @@ async fn pass(
     from_client: bool,
 ) {
     let mut buffer = vec![0; 64 * 1024];
-    while let Ok(n @ 1..) = from.read(&mut buffer).await {
+    let mut cuts = state.cuts.subscribe();
+    loop {
+        let read = tokio::select! { read = from.read(&mut buffer) => read, _ = cuts.changed() => return };
+        let Ok(n @ 1..) = read else { return };
         let holds = |part: &'static [u8]| buffer[..n].windows(part.len()).any(|window| window == part);
         if from_client && state.swallow.lock().unwrap().is_some_and(holds) {
             silent.store(true, Ordering::SeqCst);

@@ -173,6 +173,27 @@ impl MariaDb {
         self.port
     }
 
+    /// A copy of a database as SQL, as a backup would have it.
+    pub(crate) fn dump(&self, url: &str) -> Vec<u8> {
+        let output = self.client(&["mariadb-dump", "mysqldump"], url).stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+
+    /// Puts such a copy in the place of the database.
+    pub(crate) fn restore(&self, url: &str, dump: &[u8]) {
+        let mut client = self.client(&["mariadb", "mysql"], url).stdin(Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(&mut client.stdin.take().unwrap(), dump).unwrap();
+        assert!(client.wait().unwrap().success());
+    }
+
+    fn client(&self, names: &[&str], url: &str) -> Command {
+        let mut command = Command::new(program(names, "PUSHLAB_MARIADB_CLIENT", "apt-get install mariadb-client"));
+        command.args(["--no-defaults", "--host=127.0.0.1", "--user=root", "--protocol=tcp"]);
+        command.arg(format!("--port={}", self.port)).arg(url.rsplit('/').next().unwrap());
+        command
+    }
+
     /// SIGSTOP or SIGCONT.
     pub(crate) fn signal(&self, signal: Signal) {
         self.process.as_ref().expect("running").signal(signal);

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::wire::{Frames, POST_ANSWER, Pace, encode};
 use super::{Addresses, Burst};
-use crate::domain::{Transport, Version};
+use crate::domain::{Epoch, Transport, Version};
 use crate::hub::{EngineOptions, Hub, Subscription};
 use crate::serve::connection::{self, TakeOver};
 
@@ -68,7 +68,8 @@ fn take_over(app: &App, transport: Transport) -> TakeOver<Frames> {
     let pace = &app.paces[transport as usize];
     pace.viewers.fetch_add(1, Ordering::Relaxed);
     let (cursor, first) = (Version(pace.version()), Bytes::new());
-    let subscription = Subscription { post: pace.post(), slot: 0, format: transport, cursor, first, guard: () };
+    let (post, epoch) = (pace.post(), Epoch(0));
+    let subscription = Subscription { post, slot: 0, epoch, format: transport, cursor, first, alone: false, guard: () };
     TakeOver::new(app.hub.pick().clone(), Frames(Arc::clone(pace)), vec![subscription], Bytes::new())
 }
 

@@ -121,9 +121,7 @@ impl Protocol for Frames {
         Flow::Continue
     }
 
-    fn drain(&mut self, _: &mut Vec<u8>) -> CloseReason {
-        CloseReason::Drain
-    }
+    fn end(&mut self, _: CloseReason, _: &mut Vec<u8>) {}
 
     fn transport(&self) -> Transport {
         self.0.transport

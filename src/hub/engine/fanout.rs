@@ -2,20 +2,21 @@
 
 use super::Engine;
 use super::conn::{Link, Wrote};
+use super::queued::Ring;
 use crate::domain::{PostId, Update, Version, unix_micros};
 use crate::hub::encoded::Encoded;
-use crate::hub::{Protocol, Subscription};
+use crate::hub::{CloseReason, ConnKey, Protocol, Subscription};
 
 /// One subscription, as its topic sees it.
 #[derive(Debug)]
-struct Viewer<G> {
-    conn: u32,
-    slot: u32,
-    format: u32,
+pub(super) struct Viewer<G> {
+    pub(super) conn: u32,
+    pub(super) slot: u32,
+    pub(super) format: u32,
     /// The newest version written to this viewer.
-    cursor: Version,
+    pub(super) cursor: Version,
     /// The topic's `skipped` at that time.
-    skipped: u64,
+    pub(super) skipped: u64,
     _guard: G,
 }
 
@@ -23,13 +24,17 @@ struct Viewer<G> {
 #[derive(Debug)]
 pub(super) struct Topic<P: Protocol> {
     post: PostId,
+    /// Of one subscription only, with which it ends.
+    alone: bool,
     latest: Option<Update>,
     /// Number of `latest`, for the encodings; from 1.
     serial: u64,
     /// Versions skipped so far because events had not arrived when a newer one was accepted.
     skipped: u64,
-    viewers: Vec<Viewer<P::Guard>>,
-    encoded: Encoded<P>,
+    /// The newest updates, for mailboxes that keep more than one.
+    pub(super) ring: Ring,
+    pub(super) viewers: Vec<Viewer<P::Guard>>,
+    pub(super) encoded: Encoded<P>,
     /// The round under way: next position, and how many are left.
     at: usize,
     left: usize,
@@ -39,29 +44,51 @@ pub(super) struct Topic<P: Protocol> {
     pub(super) waiting: bool,
 }
 
+impl<P: Protocol> Topic<P> {
+    fn new(post: PostId, alone: bool) -> Self {
+        Self {
+            post,
+            alone,
+            latest: None,
+            serial: 0,
+            skipped: 0,
+            ring: Ring::default(),
+            viewers: Vec::new(),
+            encoded: Encoded::default(),
+            at: 0,
+            left: 0,
+            active: false,
+            waiting: false,
+        }
+    }
+}
+
+fn insert<P: Protocol>(topics: &mut slab::Slab<Topic<P>>, topic: Topic<P>) -> u32 {
+    u32::try_from(topics.insert(topic)).expect("fewer than 2^32 topics")
+}
+
 impl<P: Protocol> Engine<P> {
     fn topic(&mut self, post: PostId) -> u32 {
         let topics = &mut self.topics;
-        *self.by_post.entry(post).or_insert_with(|| {
-            let topic = Topic {
-                post,
-                latest: None,
-                serial: 0,
-                skipped: 0,
-                viewers: Vec::new(),
-                encoded: Encoded::default(),
-                at: 0,
-                left: 0,
-                active: false,
-                waiting: false,
-            };
-            u32::try_from(topics.insert(topic)).expect("fewer than 2^32 topics")
-        })
+        *self.by_post.entry(post).or_insert_with(|| insert(topics, Topic::new(post, false)))
     }
 
     /// Keeps the newest state, also of a post without viewers here (one may be on its way), and starts its round.
     pub(super) fn publish(&mut self, update: Update, gap: u64) {
         let id = self.topic(update.post_id());
+        self.publish_on(id, update, gap);
+    }
+
+    /// The same for one subscription, if it is still there.
+    pub(super) fn publish_to(&mut self, name: ConnKey, slot: u32, update: Update, gap: u64) {
+        let conn = self.conns.get(name.index as usize).filter(|conn| conn.generation == name.generation);
+        let link = conn.and_then(|conn| self.link(conn.links.as_slice(), slot));
+        if let Some(link) = link.filter(|link| self.topics[link.topic as usize].alone) {
+            self.publish_on(link.topic, update, gap);
+        }
+    }
+
+    fn publish_on(&mut self, id: u32, update: Update, gap: u64) {
         let topic = &mut self.topics[id as usize];
         topic.skipped += gap;
         if topic.latest.is_some_and(|latest| latest.version() >= update.version()) {
@@ -69,6 +96,9 @@ impl<P: Protocol> Engine<P> {
         }
         topic.latest = Some(update);
         topic.serial += 1;
+        if self.depth > 0 {
+            topic.ring.push(update, topic.serial, topic.skipped, self.depth);
+        }
         if topic.viewers.is_empty() || topic.waiting {
             return;
         }
@@ -119,6 +149,9 @@ impl<P: Protocol> Engine<P> {
 
     /// Writes the newest update to one viewer, if it lacks it and its socket takes it. Idempotent.
     pub(super) fn deliver(&mut self, id: u32, position: usize) {
+        if self.depth > 0 {
+            return self.deliver_queued(id, position);
+        }
         let topic = &mut self.topics[id as usize];
         let Some(update) = topic.latest else { return };
         let viewer = &mut topic.viewers[position];
@@ -175,7 +208,13 @@ impl<P: Protocol> Engine<P> {
 
     /// Adds a viewer; its `first` bytes have been written by the caller.
     pub(super) fn subscribe(&mut self, key: u32, subscription: Subscription<P>) {
-        let id = self.topic(subscription.post);
+        if subscription.epoch != self.epoch {
+            // It joined while the epoch changed.
+            self.leaving.push((key, CloseReason::NewEpoch));
+            return;
+        }
+        let post = subscription.post;
+        let id = if subscription.alone { insert(&mut self.topics, Topic::new(post, true)) } else { self.topic(post) };
         let topic = &mut self.topics[id as usize];
         let position = topic.viewers.len();
         topic.viewers.push(Viewer {
@@ -198,12 +237,14 @@ impl<P: Protocol> Engine<P> {
 
     /// Ends the subscription with this slot, if there is one.
     pub(super) fn unsubscribe(&mut self, key: u32, slot: u32) {
-        let links = self.conns[key as usize].links.as_slice();
-        let topics = &self.topics;
-        let found = links.iter().find(|l| topics[l.topic as usize].viewers[l.position as usize].slot == slot);
-        if let Some(link) = found.copied() {
+        if let Some(link) = self.link(self.conns[key as usize].links.as_slice(), slot) {
             self.unlink(key, link);
         }
+    }
+
+    fn link(&self, links: &[Link], slot: u32) -> Option<Link> {
+        let of = |link: &&Link| self.topics[link.topic as usize].viewers[link.position as usize].slot == slot;
+        links.iter().find(of).copied()
     }
 
     /// Ends all subscriptions of a connection.
@@ -233,7 +274,33 @@ impl<P: Protocol> Engine<P> {
             if !waiting {
                 self.deliver(link.topic, position);
             }
+        } else if topic.alone {
+            self.drop_topic(link.topic);
         }
+    }
+
+    fn drop_topic(&mut self, id: u32) {
+        self.active.retain(|other| *other != id);
+        self.windows.retain(|(_, other)| *other != id);
+        self.topics.remove(id as usize);
+    }
+
+    /// Drops all states and ends all subscriptions; the connections stay.
+    pub(super) fn forget_all(&mut self) {
+        for (_, topic) in &mut self.topics {
+            // Nothing is sent to viewers that move up meanwhile.
+            topic.latest = None;
+            topic.ring = Ring::default();
+        }
+        for key in 0..self.conns.capacity() {
+            if self.conns.contains(key) {
+                self.unlink_all(u32::try_from(key).expect("fewer than 2^32 connections"));
+            }
+        }
+        self.by_post.clear();
+        self.active.clear();
+        self.windows.clear();
+        self.topics.clear();
     }
 
     /// Drops a post's state unless it has viewers here.
@@ -241,10 +308,8 @@ impl<P: Protocol> Engine<P> {
         let Some(&id) = self.by_post.get(&post) else { return };
         if self.topics[id as usize].viewers.is_empty() {
             self.by_post.remove(&post);
-            self.active.retain(|other| *other != id);
-            self.windows.retain(|(_, other)| *other != id);
-            let topic = self.topics.remove(id as usize);
-            debug_assert_eq!(topic.post, post);
+            debug_assert_eq!(self.topics[id as usize].post, post);
+            self.drop_topic(id);
         }
     }
 }

@@ -7,6 +7,8 @@
 mod conn;
 /// Topics and rounds.
 mod fanout;
+/// Mailboxes with more than the newest.
+mod queued;
 /// Time-outs and drain.
 mod sweep;
 
@@ -24,7 +26,7 @@ use slab::Slab;
 use self::conn::{Conn, Stream, Tick, Wrote, reason_of};
 use super::handle::{Adopted, Command, Inbox};
 use super::{Change, CloseReason, ConnKey, EngineCounters, EngineHandle, EngineOptions, Flow, Protocol};
-use crate::domain::PostId;
+use crate::domain::{Epoch, PostId};
 
 /// The unit of [`Tick`].
 const TICK: Duration = Duration::from_millis(10);
@@ -50,6 +52,12 @@ struct Engine<P: Protocol> {
     windows: VecDeque<(Instant, u32)>,
     /// To be removed, and why.
     doomed: Vec<(u32, CloseReason)>,
+    /// To be ended with last words, and why.
+    leaving: Vec<(u32, CloseReason)>,
+    /// Whose versions these are.
+    epoch: Epoch,
+    /// Updates kept per topic; 0 is the newest only.
+    depth: usize,
     /// Connections that had more to read than their turn allowed.
     unfinished: Vec<u32>,
     counters: EngineCounters,
@@ -102,6 +110,8 @@ impl<P: Protocol> Engine<P> {
         let now = Instant::now();
         Self {
             inbox,
+            epoch: options.epoch,
+            depth: options.mailbox.depth(),
             options,
             poll,
             conns: Slab::new(),
@@ -110,6 +120,7 @@ impl<P: Protocol> Engine<P> {
             active: VecDeque::new(),
             windows: VecDeque::new(),
             doomed: Vec::new(),
+            leaving: Vec::new(),
             unfinished: Vec::new(),
             counters: EngineCounters::default(),
             sweep: sweep::Sweep::new(now),
@@ -158,6 +169,7 @@ impl<P: Protocol> Engine<P> {
             }
             busy = self.run_slice() || !self.unfinished.is_empty();
             self.sweep();
+            self.end_leaving();
             self.reap();
             self.inbox.published.store(&mut self.counters);
         }
@@ -182,8 +194,10 @@ impl<P: Protocol> Engine<P> {
         match command {
             Command::Add(adopted) => self.add(*adopted),
             Command::Publish(update, gap) => self.publish(update, gap),
+            Command::PublishTo(key, slot, update, gap) => self.publish_to(key, slot, update, gap),
             Command::Reply(key, reply) => self.on_reply(key, reply),
             Command::Forget(post) => self.forget(post),
+            Command::Renew(epoch, over) => self.renew(epoch, over),
             Command::Drain(over) => self.drain(over),
             Command::Stop => return true,
         }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::conn::Tick;
 use super::{Engine, TICK};
+use crate::domain::Epoch;
 use crate::hub::{CloseReason, Protocol};
 
 /// A stripe per this time.
@@ -29,6 +30,9 @@ impl Sweep {
 /// A drain under way.
 #[derive(Debug)]
 pub(super) struct Draining {
+    why: CloseReason,
+    /// Only connections up to this generation; those that come meanwhile stay.
+    up_to: Option<u32>,
     since: Instant,
     over: Duration,
     total: usize,
@@ -83,8 +87,22 @@ impl<P: Protocol> Engine<P> {
 
     /// Starts to end all connections over `over`.
     pub(super) fn drain(&mut self, over: Duration) {
-        self.draining = Some(Draining { since: self.now, over, total: self.conns.len(), told: 0, at: 0 });
+        self.start_drain(CloseReason::Drain, None, over);
+    }
+
+    fn start_drain(&mut self, why: CloseReason, up_to: Option<u32>, over: Duration) {
+        self.draining = Some(Draining { why, up_to, since: self.now, over, total: self.conns.len(), told: 0, at: 0 });
         self.drain_some();
+    }
+
+    /// Forgets all states, sends nothing more to the connections there are, and ends them over `over`.
+    pub(super) fn renew(&mut self, epoch: Epoch, over: Duration) {
+        self.epoch = epoch;
+        self.forget_all();
+        // A pod that leaves ends everybody anyhow.
+        if self.draining.as_ref().is_none_or(|draining| draining.up_to.is_some()) {
+            self.start_drain(CloseReason::NewEpoch, Some(self.generation), over);
+        }
     }
 
     /// As many as are due by now; when the time is over, all, also those that came meanwhile.
@@ -99,21 +117,35 @@ impl<P: Protocol> Engine<P> {
             draining.at = 0;
         }
         while (over || draining.told < target) && draining.at < self.conns.capacity() {
-            if self.conns.get(draining.at).is_some_and(|conn| conn.closing.is_none() && !conn.doomed) {
-                self.last_words(u32::try_from(draining.at).expect("fewer than 2^32 connections"));
+            // Generations wrap around: the half of the circle before `up_to` is older.
+            let meant =
+                |generation: u32| draining.up_to.is_none_or(|last| last.wrapping_sub(generation) <= u32::MAX / 2);
+            let open = |conn: &super::Conn<P>| conn.closing.is_none() && !conn.doomed && meant(conn.generation);
+            if self.conns.get(draining.at).is_some_and(open) {
+                self.last_words(u32::try_from(draining.at).expect("fewer than 2^32 connections"), draining.why);
                 draining.told += 1;
             }
             draining.at += 1;
         }
-        self.draining = Some(draining);
+        let done = over && draining.up_to.is_some();
+        self.draining = (!done).then_some(draining);
     }
 
-    fn last_words(&mut self, key: u32) {
+    pub(super) fn last_words(&mut self, key: u32, why: CloseReason) {
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
-        let reason = self.conns[key as usize].protocol.drain(&mut out);
-        self.apply(key, &out, crate::hub::Flow::Close(reason));
+        self.conns[key as usize].protocol.end(why, &mut out);
+        self.apply(key, &out, crate::hub::Flow::Close(why));
         self.scratch = out;
+    }
+
+    /// Ends those that are to leave; serving a viewer that moved up may find another.
+    pub(super) fn end_leaving(&mut self) {
+        while let Some((key, why)) = self.leaving.pop() {
+            if self.conns.get(key as usize).is_some_and(|conn| conn.closing.is_none() && !conn.doomed) {
+                self.last_words(key, why);
+            }
+        }
     }
 
     /// Ends everything at once, with last words where the socket takes them.
@@ -121,7 +153,7 @@ impl<P: Protocol> Engine<P> {
         for key in 0..self.conns.capacity() {
             if self.conns.get(key).is_some_and(|conn| conn.closing.is_none() && !conn.doomed) {
                 let key = u32::try_from(key).expect("fewer than 2^32 connections");
-                self.last_words(key);
+                self.last_words(key, CloseReason::Drain);
             }
         }
         for key in 0..self.conns.capacity() {

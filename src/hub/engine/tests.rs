@@ -9,7 +9,7 @@ use bytes::Bytes;
 use mio::{Poll, Waker};
 
 use super::{Adopted, Engine, Inbox, WAKER};
-use crate::domain::{LikesChanged, LikesState, PostId, Transport, Update, Version};
+use crate::domain::{Epoch, LikesChanged, LikesState, PostId, Transport, Update, Version};
 use crate::hub::{Change, CloseReason, ConnKey, EngineOptions, Flow, Hub, Protocol, Subscription};
 
 /// `tag:version\n` per update; input lines are orders.
@@ -66,9 +66,9 @@ impl Protocol for Lines {
         Flow::Continue
     }
 
-    fn drain(&mut self, out: &mut Vec<u8>) -> CloseReason {
-        out.extend_from_slice(b"drain\n");
-        CloseReason::Drain
+    fn end(&mut self, why: CloseReason, out: &mut Vec<u8>) {
+        out.extend_from_slice(why.label().as_bytes());
+        out.push(b'\n');
     }
 
     fn transport(&self) -> Transport {
@@ -89,7 +89,8 @@ fn changed(id: u64, prev: u64, version: u64) -> Update {
 
 fn viewer(id: u64, slot: u32, tag: u8, cursor: u64) -> Subscription<Lines> {
     let first = format!("snapshot:{cursor}\n").into();
-    Subscription { post: post(id), slot, format: tag, cursor: Version(cursor), first, guard: Arc::new(()) }
+    let (epoch, cursor) = (Epoch(0), Version(cursor));
+    Subscription { post: post(id), slot, epoch, format: tag, cursor, first, alone: false, guard: Arc::new(()) }
 }
 
 /// A connected pair: ours for the engine, the viewer's with a receive buffer of `window` bytes (0: the default).
@@ -447,3 +448,5 @@ fn stop_ends_the_thread_and_a_panic_is_seen() {
     reader.get_mut().write_all(b"panic").unwrap();
     eventually("dead", || !hub.is_alive());
 }
+
+mod mailbox;

@@ -25,15 +25,14 @@ pub enum Resume {
 }
 
 impl Resume {
-    /// The newest version of `post` the client has in `epoch`; `None` when it has none (another epoch counts as none).
+    /// The newest version of `post` the client has, and its epoch; `None` when it has none.
     #[must_use]
-    pub fn position(&self, now: Epoch, post: PostId) -> Option<Version> {
+    pub fn held(&self, post: PostId) -> Option<(Epoch, Version)> {
         match self {
-            Self::One { epoch, version } => (*epoch == now).then_some(*version),
-            Self::Many { epoch, positions } if *epoch == now => {
-                positions.iter().find(|(p, _)| *p == post).map(|(_, version)| *version)
+            Self::One { epoch, version } => Some((*epoch, *version)),
+            Self::Many { epoch, positions } => {
+                positions.iter().find(|(p, _)| *p == post).map(|(_, version)| (*epoch, *version))
             }
-            Self::Many { .. } => None,
         }
     }
 }
@@ -96,15 +95,14 @@ mod tests {
         let epoch = Epoch(0xabc);
         let one = Resume::One { epoch, version: Version(7) };
         assert_eq!(parse_last_event_id(&single_id(epoch, Version(7))), Some(one.clone()));
-        assert_eq!(one.position(epoch, post(3)), Some(Version(7)));
-        assert_eq!(one.position(Epoch(1), post(3)), None);
+        assert_eq!(one.held(post(3)), Some((epoch, Version(7))));
         let positions = vec![(post(1), Version(0)), (post(20), Version(9))];
         let id = multi_id(epoch, &positions).unwrap();
         assert_eq!(id, "00000abc;1.0,20.9");
         let many = parse_last_event_id(&id).unwrap();
         assert_eq!(many, Resume::Many { epoch, positions });
-        assert_eq!(many.position(epoch, post(20)), Some(Version(9)));
-        assert_eq!(many.position(epoch, post(2)), None);
+        assert_eq!(many.held(post(20)), Some((epoch, Version(9))));
+        assert_eq!(many.held(post(2)), None);
     }
 
     #[test]

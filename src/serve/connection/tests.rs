@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::domain::{LikesChanged, PostId, Transport, Update, Version as Number};
+use crate::domain::{Epoch, LikesChanged, PostId, Transport, Update, Version as Number};
 use crate::hub::{CloseReason, ConnKey, EngineOptions, Flow, Hub, Subscription};
 use crate::proto::sse::{LAST_CHUNK, chunk};
 
@@ -49,10 +49,9 @@ impl Protocol for Echo {
         Flow::Continue
     }
 
-    fn drain(&mut self, out: &mut Vec<u8>) -> CloseReason {
+    fn end(&mut self, _: CloseReason, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.frame("drain\n"));
         out.extend_from_slice(if self.chunked { LAST_CHUNK } else { b"" });
-        CloseReason::Drain
     }
 
     fn transport(&self) -> Transport {
@@ -72,9 +71,11 @@ impl App {
         let subscription = Subscription {
             post: PostId::new(1).unwrap(),
             slot: 0,
+            epoch: Epoch(0),
             format: chunked,
             cursor: Number(1),
             first: protocol.frame("snapshot 1\n"),
+            alone: false,
             guard: Arc::clone(&self.guard),
         };
         let first = protocol.frame("hello\n");

@@ -1,14 +1,15 @@
 //! What is watched and what is due when. Pure but for the dice: the caller brings the time, does the reading and tells the hub.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{JoinError, WatchOptions};
-use crate::domain::{LikesChanged, LikesState, PostId};
+use super::recent::Recent;
+use super::{JoinError, Position, Resumed, WatchOptions};
+use crate::domain::{Epoch, LikesChanged, LikesState, PostId, Version};
 use crate::hub::topic::{Accepted, Topic};
 
 /// Tells those who wait for a post's first snapshot that it is there, or why not.
@@ -18,9 +19,19 @@ pub(super) type Done = watch::Receiver<Option<Result<(), JoinError>>>;
 pub(super) type Generation = u64;
 
 /// Everything watched.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Posts {
+    /// The epoch of all versions here.
+    epoch: Epoch,
+    /// Raised with each new epoch: what was read before it is worth nothing.
+    era: u64,
     entries: HashMap<PostId, Entry>,
+    /// Events kept in all rings.
+    kept: usize,
+    /// Entries without a viewer that wait to be left.
+    idle: usize,
+    /// Live, but the broker has not confirmed the subscription yet.
+    unconfirmed: HashSet<PostId>,
     /// When to look at which post. An item counts only if it is the entry's `looked_at`.
     due: BinaryHeap<Reverse<(Instant, PostId)>>,
     generations: Generation,
@@ -53,16 +64,26 @@ enum Phase {
     Live {
         topic: Topic,
         state: LikesState,
+        recent: Recent,
     },
 }
 
 /// How a viewer finds a post.
 #[derive(Debug)]
 pub(super) enum Entered {
-    /// Watched, and this is its newest state.
-    Known(LikesState),
+    /// Watched, and its newest state is known.
+    Known,
     /// Somebody else is joining already.
     Wait(Done),
+}
+
+/// What a viewer begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Start {
+    pub(super) epoch: Epoch,
+    pub(super) state: LikesState,
+    pub(super) missed: Vec<LikesChanged>,
+    pub(super) resumed: Resumed,
 }
 
 /// Why a post is read.
@@ -86,18 +107,49 @@ pub(super) struct Due {
 }
 
 impl Posts {
+    /// Nothing is watched yet.
+    pub(super) fn new(epoch: Epoch) -> Self {
+        let (entries, unconfirmed, due) = (HashMap::new(), HashSet::new(), BinaryHeap::new());
+        Self { epoch, era: 0, entries, kept: 0, idle: 0, unconfirmed, due, generations: 0 }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    /// The epoch, and a number that differs whenever it has changed.
+    pub(super) fn epoch(&self) -> (Epoch, u64) {
+        (self.epoch, self.era)
+    }
+
+    /// Events kept for viewers that come back.
+    pub(super) fn kept(&self) -> usize {
+        self.kept
+    }
+
+    /// Whether anybody watches this post, or is about to.
+    pub(super) fn contains(&self, post: PostId) -> bool {
+        self.entries.contains_key(&post)
+    }
+
+    /// Begins another epoch: nothing that was known holds any more. What was watched.
+    pub(super) fn renew(&mut self, epoch: Epoch) -> Vec<PostId> {
+        let generations = self.generations;
+        let era = self.era + 1;
+        let old = std::mem::replace(self, Self { era, generations, ..Self::new(epoch) });
+        old.entries.into_keys().collect()
     }
 
     /// One more viewer of a post that is watched.
     pub(super) fn enter(&mut self, post: PostId) -> Option<(Generation, Entered)> {
         let entry = self.entries.get_mut(&post)?;
         entry.viewers += 1;
-        entry.leave = None;
+        if entry.leave.take().is_some() {
+            self.idle -= 1;
+        }
         let entered = match &entry.phase {
             Phase::Joining { done, .. } => Entered::Wait(done.clone()),
-            Phase::Live { state, .. } => Entered::Known(*state),
+            Phase::Live { .. } => Entered::Known,
         };
         Some((entry.generation, entered))
     }
@@ -120,45 +172,73 @@ impl Posts {
         self.generations
     }
 
-    /// The subscription is in force and `snapshot` was read after that.
-    pub(super) fn live(&mut self, snapshot: LikesState, now: Instant, options: &WatchOptions) {
+    /// The snapshot was read, and after the subscription was in force if there is one.
+    pub(super) fn live(&mut self, snapshot: LikesState, generation: Generation, now: Instant, options: &WatchOptions) {
         let post = snapshot.post_id;
-        let Some(entry) = self.entries.get_mut(&post) else { return };
+        let Some(entry) = self.entries.get_mut(&post).filter(|entry| entry.generation == generation) else { return };
         let Phase::Joining { early, .. } = &entry.phase else { return };
         let state = early.map_or(snapshot, |event| newer(snapshot, state_of(&event)));
-        entry.phase = Phase::Live { topic: Topic::new(state.version), state };
+        entry.phase = Phase::Live { topic: Topic::new(state.version), state, recent: Recent::default() };
         entry.reread = Some(now + options.settle);
         entry.quiet = quiet_at(now, options);
         if entry.viewers == 0 {
             entry.leave = Some(now + options.linger);
+            self.idle += 1;
         }
         self.schedule(post);
     }
 
     /// Joining did not succeed: nobody watches this post.
-    pub(super) fn fail(&mut self, post: PostId) {
-        self.entries.remove(&post);
+    pub(super) fn fail(&mut self, post: PostId, generation: Generation) {
+        if self.entries.get(&post).is_some_and(|entry| entry.generation == generation) {
+            self.remove(post);
+        }
     }
 
-    /// The newest known state of a live post.
-    pub(super) fn state(&self, post: PostId, generation: Generation) -> Option<LikesState> {
-        let entry = self.entries.get(&post).filter(|entry| entry.generation == generation)?;
-        match entry.phase {
-            Phase::Live { state, .. } => Some(state),
-            Phase::Joining { .. } => None,
+    fn remove(&mut self, post: PostId) {
+        let Some(entry) = self.entries.remove(&post) else { return };
+        if let Phase::Live { recent, .. } = &entry.phase {
+            self.kept -= recent.len();
         }
+        self.idle -= usize::from(entry.leave.is_some());
+        self.unconfirmed.remove(&post);
+    }
+
+    /// What a viewer that had `had` begins with on a live post.
+    pub(super) fn start(
+        &self,
+        post: PostId,
+        generation: Generation,
+        had: Option<Position>,
+        replay: bool,
+    ) -> Option<Start> {
+        let entry = self.entries.get(&post).filter(|entry| entry.generation == generation)?;
+        let Phase::Live { state, recent, .. } = &entry.phase else { return None };
+        let (epoch, state) = (self.epoch, *state);
+        let resumed = Resumed::of(had, epoch, state.version);
+        let missed = match had {
+            Some(had) if replay && resumed == Resumed::Behind => recent.after(had.version, state.version),
+            _ => None,
+        };
+        let resumed = if missed.is_some() { Resumed::Replayed } else { resumed };
+        Some(Start { epoch, state, missed: missed.unwrap_or_default(), resumed })
     }
 
     /// A viewer goes; true when the caller should look at what is due.
-    pub(super) fn leave(&mut self, post: PostId, generation: Generation, now: Instant, linger: Duration) -> bool {
+    pub(super) fn leave(&mut self, post: PostId, generation: Generation, now: Instant, options: &WatchOptions) -> bool {
         let Some(entry) = self.entries.get_mut(&post).filter(|entry| entry.generation == generation) else {
             return false;
         };
-        entry.viewers = entry.viewers.saturating_sub(1);
-        if entry.viewers > 0 || matches!(entry.phase, Phase::Joining { .. }) {
+        let had = entry.viewers;
+        entry.viewers = had.saturating_sub(1);
+        if had != 1 || matches!(entry.phase, Phase::Joining { .. }) {
             return false;
         }
+        // A ring is of use only as long as the post is watched.
+        let keep = options.replay_depth > 0 && self.idle < options.replay_idle;
+        let linger = if keep { options.linger.max(options.replay_keep) } else { options.linger };
         entry.leave = Some(now + linger);
+        self.idle += 1;
         self.schedule(post)
     }
 
@@ -170,9 +250,11 @@ impl Posts {
         now: Instant,
         options: &WatchOptions,
     ) -> Option<(Accepted, bool)> {
+        // All rings together stay below their bound: many posts have shorter ones.
+        let share = options.replay_depth.min(options.replay_events / self.entries.len().max(1));
         let entry = self.entries.get_mut(&event.post_id)?;
-        let (topic, state) = match &mut entry.phase {
-            Phase::Live { topic, state } => (topic, state),
+        let (topic, state, recent) = match &mut entry.phase {
+            Phase::Live { topic, state, recent } => (topic, state, recent),
             Phase::Joining { early, .. } => {
                 if early.is_none_or(|early| early.version < event.version) {
                     *early = Some(*event);
@@ -183,6 +265,10 @@ impl Posts {
         let accepted = topic.accept(event);
         if let Accepted::New { .. } = accepted {
             *state = state_of(event);
+            let had = recent.len();
+            let room = had + options.replay_events.saturating_sub(self.kept);
+            recent.push(*event, share.min(room));
+            self.kept = self.kept - had + recent.len();
             // Not scheduled for every event: whoever looks at the old time finds the new one.
             entry.quiet = quiet_at(now, options);
         }
@@ -196,14 +282,47 @@ impl Posts {
 
     /// A state that was read; true when it is news.
     pub(super) fn read(&mut self, read: LikesState) -> bool {
-        let Some(Entry { phase: Phase::Live { topic, state }, .. }) = self.entries.get_mut(&read.post_id) else {
+        let Some(Entry { phase: Phase::Live { topic, state, recent }, .. }) = self.entries.get_mut(&read.post_id)
+        else {
             return false;
         };
         let news = topic.accept_state(&read);
         if news {
             *state = read;
+            self.kept -= recent.len();
+            recent.trim(0);
         }
         news
+    }
+
+    /// The newest known version of a live post.
+    pub(super) fn version(&self, post: PostId) -> Option<Version> {
+        match self.entries.get(&post)?.phase {
+            Phase::Live { state, .. } => Some(state.version),
+            Phase::Joining { .. } => None,
+        }
+    }
+
+    /// The subscription of this post is in force: if it was not when the snapshot was read, read it once more.
+    pub(super) fn confirmed(&mut self, post: PostId, now: Instant) -> bool {
+        let late = self.unconfirmed.remove(&post);
+        if let Some(entry) = self.entries.get_mut(&post).filter(|_| late) {
+            entry.reread = Some(now);
+            self.schedule(post);
+        }
+        late
+    }
+
+    /// Its snapshot was read, but its subscription is not known to be in force.
+    pub(super) fn is_unconfirmed(&mut self, post: PostId, generation: Generation) {
+        if self.entries.get(&post).is_some_and(|entry| entry.generation == generation) {
+            self.unconfirmed.insert(post);
+        }
+    }
+
+    /// Those whose subscription is not known to be in force.
+    pub(super) fn unconfirmed(&self) -> &HashSet<PostId> {
+        &self.unconfirmed
     }
 
     /// Whether a state that was read is newer than what is known, without taking it.
@@ -247,6 +366,7 @@ impl Posts {
     /// What is due, at most `most` posts to read.
     pub(super) fn take_due(&mut self, now: Instant, most: usize, options: &WatchOptions) -> Due {
         let mut due = Due::default();
+        let share = options.replay_depth.min(options.replay_events / self.entries.len().max(1));
         while due.read.len() < most
             && let Some(Reverse((at, post))) = self.due.peek().copied()
             && at <= now
@@ -259,7 +379,7 @@ impl Posts {
             entry.looked_at = None;
             let has_come = |at: Option<Instant>| at.is_some_and(|at| at <= now);
             if has_come(entry.leave) {
-                self.entries.remove(&post);
+                self.remove(post);
                 due.left.push(post);
                 continue;
             }
@@ -268,6 +388,11 @@ impl Posts {
             if has_come(entry.quiet) {
                 entry.quiet = quiet_at(now, options);
                 why = Some(Why::Quiet);
+                if let Phase::Live { recent, .. } = &mut entry.phase {
+                    let had = recent.len();
+                    recent.trim(share);
+                    self.kept = self.kept - had + recent.len();
+                }
             }
             if has_come(entry.gap) {
                 entry.gap = None;
@@ -319,113 +444,4 @@ fn quiet_at(now: Instant, options: &WatchOptions) -> Option<Instant> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::Version;
-
-    const POST: PostId = PostId::new(1).unwrap();
-
-    fn state(version: u64) -> LikesState {
-        LikesState { post_id: POST, likes: version, version: Version(version) }
-    }
-
-    fn event(version: u64) -> LikesChanged {
-        let (version, prev) = (Version(version), Version(version - 1));
-        LikesChanged { post_id: POST, likes: version.0, version, prev, committed_at: 0 }
-    }
-
-    fn ms(ms: u64) -> Duration {
-        Duration::from_millis(ms)
-    }
-
-    /// A post with one viewer, live at version 10, its first re-read done.
-    fn live(options: &WatchOptions) -> (Posts, Generation, Instant) {
-        let (mut posts, now) = (Posts::default(), Instant::now());
-        let (_, done) = watch::channel(None);
-        let generation = posts.begin(POST, done);
-        posts.live(state(10), now, options);
-        let now = now + options.settle;
-        assert_eq!(posts.take_due(now, 9, options).read, [(POST, Why::Reread)]);
-        (posts, generation, now)
-    }
-
-    fn off() -> WatchOptions {
-        WatchOptions { anti_entropy: false, ..WatchOptions::default() }
-    }
-
-    #[test]
-    fn an_event_that_came_before_the_snapshot_is_not_lost() {
-        let (mut posts, now) = (Posts::default(), Instant::now());
-        let (_, done) = watch::channel(None);
-        let generation = posts.begin(POST, done);
-        assert!(matches!(posts.enter(POST), Some((_, Entered::Wait(_)))));
-        for version in [12, 11] {
-            assert!(posts.event(&event(version), now, &off()).is_none());
-        }
-        posts.live(state(10), now, &off());
-        assert_eq!(posts.state(POST, generation), Some(state(12)));
-        assert!(matches!(posts.enter(POST), Some((_, Entered::Known(known))) if known == state(12)));
-    }
-
-    #[test]
-    fn a_gap_is_read_only_if_it_stays_open_and_once_a_second() {
-        let options = off();
-        let (mut posts, _, now) = live(&options);
-        posts.event(&event(12), now, &options);
-        posts.event(&event(11), now + ms(50), &options);
-        assert_eq!(posts.take_due(now + ms(100), 9, &options), Due::default(), "closed in time");
-
-        let now = now + ms(200);
-        posts.event(&event(14), now, &options);
-        posts.event(&event(16), now + ms(1), &options);
-        assert_eq!(posts.take_due(now + ms(99), 9, &options), Due::default());
-        assert_eq!(posts.take_due(now + ms(100), 9, &options).read, [(POST, Why::Gap)]);
-        assert!(!posts.read(state(16)), "no news, but it closes the gaps");
-        posts.event(&event(18), now + ms(101), &options);
-        assert_eq!(posts.take_due(now + ms(1_099), 9, &options), Due::default());
-        assert_eq!(posts.take_due(now + ms(1_100), 9, &options).read, [(POST, Why::Gap)]);
-        posts.put_off(&[(POST, Why::Gap)], now + ms(1_100), ms(1_000));
-        assert_eq!(posts.take_due(now + ms(2_700), 9, &options).read, [(POST, Why::Gap)]);
-    }
-
-    #[test]
-    fn only_quiet_posts_are_read_again() {
-        let options = WatchOptions::default();
-        let (mut posts, _, mut now) = live(&options);
-        for version in 11..40 {
-            now += ms(2_000);
-            posts.event(&event(version), now, &options);
-            assert_eq!(posts.take_due(now, 9, &options), Due::default());
-        }
-        let mut reads = 0;
-        for _ in 0..1_000 {
-            now += ms(50);
-            reads += posts.take_due(now, 9, &options).read.len();
-        }
-        assert!((7..=19).contains(&reads), "{reads} reads in 50 s");
-    }
-
-    #[test]
-    fn a_quick_return_keeps_the_post_watched() {
-        let options = off();
-        let (mut posts, generation, now) = live(&options);
-        assert!(posts.leave(POST, generation, now, options.linger));
-        assert!(posts.enter(POST).is_some());
-        assert_eq!(posts.take_due(now + ms(60_000), 9, &options), Due::default());
-        posts.leave(POST, generation, now, options.linger);
-        posts.leave(POST, generation + 1, now, options.linger);
-        assert_eq!(posts.take_due(now + options.linger, 9, &options).left, [POST]);
-        assert_eq!(posts.len(), 0);
-        assert!(!posts.leave(POST, generation, now, options.linger), "a guard of an entry that is gone");
-    }
-
-    #[test]
-    fn a_reconnect_reads_everything_within_the_spread() {
-        let options = off();
-        let (mut posts, _, now) = live(&options);
-        posts.reread_all(now, ms(1_000));
-        assert_eq!(posts.take_due(now + ms(1_000), 9, &options).read, [(POST, Why::Reread)]);
-        assert!(posts.is_news(&state(11)) && !posts.is_news(&state(10)));
-        assert!(posts.read(state(11)) && !posts.read(state(11)));
-    }
-}
+mod tests;

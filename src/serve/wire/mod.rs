@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::relay::Leave;
 use super::watch::WatchGuard;
 use crate::domain::{Epoch, Transport, Update};
 use crate::hub::{Change, CloseReason, ConnKey, Flow, Protocol};
@@ -34,6 +35,15 @@ pub enum Wire {
     Stomp(Box<talk::Talk>),
     /// Messages sent back (conformance mode).
     Echo(Box<Echo>),
+}
+
+/// What ends with a subscription.
+#[derive(Debug)]
+pub enum Guard {
+    /// The pod's watching of the post.
+    Watch(WatchGuard),
+    /// The session's own, with `--fanout relay`.
+    Relay(Leave),
 }
 
 /// How an update becomes bytes; viewers with equal formats share them.
@@ -68,7 +78,7 @@ impl Format {
 impl Protocol for Wire {
     type Format = Format;
     type Reply = TalkReply;
-    type Guard = WatchGuard;
+    type Guard = Guard;
 
     fn encode(update: &Update, format: &Format) -> Bytes {
         format.encode(update)
@@ -106,13 +116,12 @@ impl Protocol for Wire {
         }
     }
 
-    fn drain(&mut self, out: &mut Vec<u8>) -> CloseReason {
+    fn end(&mut self, why: CloseReason, out: &mut Vec<u8>) {
         match self {
             Self::Sse(stream) => stream.end(out),
-            Self::Stomp(talk) => talk.end(out),
+            Self::Stomp(talk) => talk.end(why, out),
             Self::Echo(echo) => echo.end(out),
         }
-        CloseReason::Drain
     }
 
     fn transport(&self) -> Transport {

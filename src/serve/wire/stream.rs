@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::super::app::retry_ms;
 use super::super::limits::Seat;
 use super::Format;
-use crate::domain::{Epoch, LikesState, PostId, Update, Version};
+use crate::domain::{Epoch, PostId, Update, Version};
 use crate::hub::{CloseReason, Flow};
 use crate::proto::sse;
 
@@ -40,6 +40,14 @@ struct Positions {
     posts: Vec<(PostId, Version)>,
 }
 
+impl Positions {
+    /// The id after a slot has come to this version.
+    fn moved(&mut self, slot: u32, version: Version) -> Option<String> {
+        self.posts.get_mut(slot as usize)?.1 = version;
+        sse::multi_id(self.epoch, &self.posts)
+    }
+}
+
 impl Stream {
     /// A stream that sends a heart-beat after `every` of silence (zero: never) and ends at `ends_at`.
     #[must_use]
@@ -47,34 +55,38 @@ impl Stream {
         Self { every, beat, ends_at, positions: None, _seat: seat }
     }
 
-    /// The format of a stream that begins with these posts, in slot order. Several posts have ids of their own making,
-    /// as long as an id can name them all.
-    pub fn format(&mut self, epoch: Epoch, states: &[LikesState]) -> Format {
-        if states.len() == 1 {
+    /// The format of a stream of these posts, in slot order, each with the version its viewer has before its first event
+    /// (its snapshot counts as had). Several posts have ids of their own making, as long as an id can name them all.
+    pub fn format(&mut self, epoch: Epoch, posts: Vec<(PostId, Version)>) -> Format {
+        if posts.len() == 1 {
             return Format::Sse(epoch);
         }
-        let posts: Vec<_> = states.iter().map(|state| (state.post_id, state.version)).collect();
         if sse::multi_id(epoch, &posts).is_some() {
             self.positions = Some(Box::new(Positions { epoch, posts }));
         }
         Format::SseWithoutId
     }
 
-    /// The first event of a slot, with `retry:` if given.
+    /// One of the first events of a slot, with `retry:` if given.
     #[must_use]
-    pub fn first(&mut self, state: LikesState, format: &Format, retry: Option<u64>) -> Bytes {
-        let id = match (format, &self.positions) {
-            (Format::Sse(epoch), _) => Some(sse::single_id(*epoch, state.version)),
-            (_, Some(positions)) => sse::multi_id(positions.epoch, &positions.posts),
+    pub fn first(&mut self, update: &Update, slot: u32, format: &Format, retry: Option<u64>) -> Bytes {
+        let id = match (format, &mut self.positions) {
+            (Format::Sse(epoch), _) => Some(sse::single_id(*epoch, update.version())),
+            (_, Some(positions)) => positions.moved(slot, update.version()),
             (_, None) => None,
         };
-        sse::chunk(sse::encode_with_retry(&Update::Snapshot(state), id.as_deref(), retry).as_bytes())
+        sse::chunk(sse::encode_with_retry(update, id.as_deref(), retry).as_bytes())
+    }
+
+    /// The first bytes of a slot that has nothing to tell yet, so that a proxy passes the head on: no event.
+    #[must_use]
+    pub fn nothing(retry: Option<u64>) -> Bytes {
+        let retry = retry.map(sse::retry).unwrap_or_default();
+        sse::chunk(format!("{retry}{}", sse::HEARTBEAT).as_bytes())
     }
 
     pub(super) fn encode_private(&mut self, update: &Update, slot: u32) -> Option<Bytes> {
-        let positions = self.positions.as_mut()?;
-        positions.posts.get_mut(slot as usize)?.1 = update.version();
-        let id = sse::multi_id(positions.epoch, &positions.posts);
+        let id = self.positions.as_mut()?.moved(slot, update.version());
         Some(sse::chunk(sse::encode(update, id.as_deref()).as_bytes()))
     }
 
@@ -103,14 +115,20 @@ impl Stream {
 mod tests {
     use super::super::super::limits::Seats;
     use super::*;
+    use crate::domain::LikesState;
 
     fn stream(beat: Beat) -> Stream {
         let seat = Seats::new(1).take().unwrap();
         Stream::new(Duration::from_secs(10), beat, None, seat)
     }
 
-    fn state(post: u64, version: u64) -> LikesState {
-        LikesState { post_id: PostId::new(post).unwrap(), likes: version, version: Version(version) }
+    fn state(post: u64, version: u64) -> Update {
+        let state = LikesState { post_id: PostId::new(post).unwrap(), likes: version, version: Version(version) };
+        Update::Snapshot(state)
+    }
+
+    fn at(post: u64, version: u64) -> (PostId, Version) {
+        (PostId::new(post).unwrap(), Version(version))
     }
 
     fn text(bytes: &[u8]) -> String {
@@ -137,18 +155,20 @@ mod tests {
     fn an_id_names_every_post_of_the_stream_while_it_fits() {
         let mut few = stream(Beat::Comment);
         let epoch = Epoch(1);
-        assert_eq!(few.format(epoch, &[state(1, 5), state(2, 7)]), Format::SseWithoutId);
+        assert_eq!(few.format(epoch, vec![at(1, 5), at(2, 7)]), Format::SseWithoutId);
         assert!(
-            text(&few.first(state(1, 5), &Format::SseWithoutId, Some(900)))
+            text(&few.first(&state(1, 5), 0, &Format::SseWithoutId, Some(900)))
                 .starts_with("retry: 900\nid: 00000001;1.5,2.7\n")
         );
-        let update = Update::Snapshot(state(2, 8));
+        // A replay goes on from what the viewer had: a cut in the middle of it loses nothing.
+        assert!(text(&few.first(&state(2, 6), 1, &Format::SseWithoutId, None)).starts_with("id: 00000001;1.5,2.6\n"));
+        let update = state(2, 8);
         assert!(text(&few.encode_private(&update, 1).unwrap()).starts_with("id: 00000001;1.5,2.8\n"));
 
         let mut many = stream(Beat::Comment);
-        many.format(epoch, &(1..=128).map(|post| state(post, 1)).collect::<Vec<_>>());
+        many.format(epoch, (1..=128).map(|post| at(post, 1)).collect());
         assert!(many.encode_private(&update, 1).is_none());
-        assert!(text(&many.first(state(1, 1), &Format::SseWithoutId, None)).starts_with("data:"));
+        assert!(text(&many.first(&state(1, 1), 0, &Format::SseWithoutId, None)).starts_with("data:"));
     }
 
     #[test]

@@ -9,15 +9,17 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::super::Role;
 use super::super::api;
 use super::super::app::App;
 use super::super::conformance::Member;
 use super::super::error::ApiError;
-use super::super::limits::Seat;
-use super::super::watch::WatchGuard;
+use super::super::limits::{self, Seat};
+use super::super::relay::Upstream;
+use super::super::watch::{Joined, Position, Resumed};
 use super::framing::{Framing, Got};
-use super::{Format, Wire};
-use crate::domain::{LikesState, Update};
+use super::{Format, Guard, Wire};
+use crate::domain::Update;
 use crate::hub::{Change, CloseReason, ConnKey, Flow, Subscription};
 use crate::proto::stomp::Version;
 use crate::proto::stomp::session::{AckMode, Action, End, Like, LikeOp, Options, Outcome, Relayed, Session, Subscribe};
@@ -36,6 +38,10 @@ pub struct Talk {
     paused: bool,
     /// Steps wait in the engine's list of replies.
     deferred: bool,
+    /// How many missed events it may still be sent before the next sweep: none are, while its output is stuck.
+    replay_room: u16,
+    /// With `--fanout relay`: its own connection to the broker.
+    upstream: Option<Box<Upstream>>,
     /// Some subscription has MESSAGEs of its own making (`ack` other than `auto`).
     acknowledges: bool,
     /// The like under way, so that those left over when the peer vanishes come after it.
@@ -64,7 +70,7 @@ pub(super) enum Step {
 #[expect(private_interfaces, reason = "made and taken in this file only")]
 pub enum TalkReply {
     /// A join ended.
-    Joined(Subscribe, Result<(LikesState, WatchGuard), ApiError>),
+    Joined(Subscribe, Result<Joined<Guard>, ApiError>),
     /// A like ended.
     Liked {
         /// The session's number for it.
@@ -82,13 +88,13 @@ impl Talk {
     /// A session whose handshake agreed on at most `newest`. `user`: as named by a trusted header.
     pub(in super::super) fn new(app: &Arc<App>, newest: Version, user: Option<&str>, seat: Seat) -> Self {
         let framing = Framing::web_socket(super::framing::limits(app.config.conformance));
-        let session = Session::new(Arc::clone(&app.stomp)).up_to(newest);
+        let session = Session::new(app.stomp_options()).up_to(newest);
         Self::over(framing, session, app, user, seat)
     }
 
     /// A session over TCP without WebSocket (conformance mode): no handshake has named a host, so 1.2's CONNECT must.
     pub(in super::super) fn raw(app: &Arc<App>, seat: Seat) -> Self {
-        let options = Options { require_host: true, ..(*app.stomp).clone() };
+        let options = Options { require_host: true, ..(*app.stomp_options()).clone() };
         Self::over(Framing::Raw, Session::new(Arc::new(options)), app, None, seat)
     }
 
@@ -101,6 +107,8 @@ impl Talk {
             user: user.map(Into::into),
             paused: false,
             deferred: false,
+            replay_room: limits::REPLAY,
+            upstream: None,
             acknowledges: false,
             liking: None,
             member: None,
@@ -143,7 +151,13 @@ impl Talk {
             _ => false,
         };
         let actions = match reply {
-            TalkReply::Joined(wish, Ok((state, guard))) => self.joined(wish, state, guard, &mut changes),
+            TalkReply::Joined(wish, Ok(joined)) if joined.epoch != wish.format.epoch => {
+                // The session began before the database's epoch changed: all it says would be marked with the old one.
+                self.end(CloseReason::NewEpoch, out);
+                drop((wish, joined));
+                return (Flow::Close(CloseReason::NewEpoch), changes);
+            }
+            TalkReply::Joined(wish, Ok(joined)) => self.joined(wish, joined, &mut changes),
             TalkReply::Joined(wish, Err(error)) => self.session.refused(wish.slot, &outcome(&Err(error))),
             TalkReply::Liked { token, outcome } => {
                 self.liking = None;
@@ -220,31 +234,43 @@ impl Talk {
 
     fn join(&mut self, key: ConnKey, wish: Subscribe) {
         self.acknowledges |= wish.ack != AckMode::Auto;
+        if let Some(relay) = &self.app.relay {
+            let upstream = self.upstream.get_or_insert_with(|| Box::new(relay.session(key)));
+            self.app.runtime.spawn(upstream.join(wish));
+            return;
+        }
         let app = Arc::clone(&self.app);
         self.app.runtime.spawn(async move {
-            let joined = app.join(wish.post).await;
+            let had = wish.last.map(|(epoch, version)| Position { epoch, version });
+            let joined = app.join(wish.post, had).await;
+            let joined = joined.map(|joined| joined.guarded_by(Guard::Watch));
             app.hub.reply(key, TalkReply::Joined(wish, joined));
         });
     }
 
-    fn joined(
-        &mut self,
-        wish: Subscribe,
-        state: LikesState,
-        guard: WatchGuard,
-        changes: &mut Vec<Change<Wire>>,
-    ) -> Vec<Action> {
+    fn joined(&mut self, wish: Subscribe, mut joined: Joined<Guard>, changes: &mut Vec<Change<Wire>>) -> Vec<Action> {
         let Some(actions) = self.session.subscribed(wish.slot) else {
             return Vec::new();
         };
-        let snapshot = Update::Snapshot(state);
+        match usize::from(self.replay_room).checked_sub(joined.missed.len()) {
+            Some(left) => self.replay_room = u16::try_from(left).unwrap_or(u16::MAX),
+            None => joined.without_replay(),
+        }
+        self.app.metrics.resumes_total.with_label_values(&["stomp", joined.resumed.label()]).inc();
+        let Subscribe { slot, post, format, .. } = wish;
         let format = match self.framing {
-            Framing::WebSocket(_) => Format::Stomp(wish.format),
-            Framing::Raw => Format::RawStomp(wish.format),
+            Framing::WebSocket(_) => Format::Stomp(format),
+            Framing::Raw => Format::RawStomp(format),
         };
-        let first = self.encode_private(&snapshot, wish.slot).unwrap_or_else(|| format.encode(&snapshot));
-        let Subscribe { slot, post, .. } = wish;
-        changes.push(Change::Subscribe(Subscription { post, slot, format, cursor: state.version, first, guard }));
+        let mut message = |update| self.encode_private(&update, slot).unwrap_or_else(|| format.encode(&update));
+        let first = match joined.resumed {
+            Resumed::Replayed => joined.missed.iter().flat_map(|event| message(Update::Changed(*event))).collect(),
+            Resumed::Ahead => Bytes::new(),
+            _ => message(Update::Snapshot(joined.state)),
+        };
+        let Joined { epoch, cursor, guard, .. } = joined;
+        let alone = matches!(guard, Guard::Relay(_));
+        changes.push(Change::Subscribe(Subscription { post, slot, epoch, format, cursor, first, alone, guard }));
         actions
     }
 
@@ -258,9 +284,10 @@ impl Talk {
 
     pub(super) fn sweep(&mut self, now: Instant, last_read: Instant, last_write: Instant, out: &mut Vec<u8>) -> Flow {
         if self.ends_at.is_some_and(|end| now >= end) {
-            self.end(out);
+            self.end(CloseReason::MaxAge, out);
             return Flow::Close(CloseReason::MaxAge);
         }
+        self.replay_room = limits::REPLAY;
         let since = |then| now.saturating_duration_since(then);
         for action in self.session.tick(since(self.opened), since(last_read), since(last_write)) {
             match action {
@@ -275,9 +302,15 @@ impl Talk {
         if self.paused || self.deferred { Flow::Pause } else { Flow::Continue }
     }
 
-    /// "Come back, to another pod."
-    pub(super) fn end(&mut self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.framing.close(close::RESTART, "the pod leaves; come back"));
+    /// "Come back."
+    pub(super) fn end(&mut self, why: CloseReason, out: &mut Vec<u8>) {
+        let (code, reason) = match why {
+            CloseReason::MailboxFull => (close::TRY_LATER, "too slow: more updates wait than are kept"),
+            CloseReason::NewEpoch => (close::RESTART, "the versions begin anew; come back"),
+            CloseReason::MaxAge => (close::RESTART, "the session has reached its age; come back"),
+            _ => (close::RESTART, "the pod leaves; come back"),
+        };
+        out.extend_from_slice(&self.framing.close(code, reason));
     }
 }
 
@@ -301,6 +334,7 @@ impl Drop for Talk {
 }
 
 async fn do_like(app: &App, user: Option<Box<str>>, like: Like) -> Result<api::Answer, ApiError> {
+    api::need(app, Role::Api)?;
     let (op, verb) = match like.op {
         LikeOp::Like => (store::LikeOp::Like, "like"),
         LikeOp::Unlike => (store::LikeOp::Unlike, "unlike"),

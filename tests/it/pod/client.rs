@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async};
 
 use super::{PATIENCE, TestPods};
 
@@ -141,17 +141,28 @@ pub(super) enum Next {
 impl Stomp {
     /// A WebSocket without CONNECT.
     pub(super) async fn socket(address: SocketAddr) -> Self {
+        Self::socket_over(TcpStream::connect(address).await.unwrap()).await
+    }
+
+    async fn socket_over(socket: TcpStream) -> Self {
+        let address = socket.peer_addr().unwrap();
         let mut request = format!("ws://{address}/stomp").into_client_request().unwrap();
         let offer = "v10.stomp, v12.stomp, v11.stomp".parse().unwrap();
         request.headers_mut().insert("sec-websocket-protocol", offer);
-        let (socket, response) = timeout(PATIENCE, connect_async(request)).await.expect("a handshake").unwrap();
+        let handshake = client_async(request, MaybeTlsStream::Plain(socket));
+        let (socket, response) = timeout(PATIENCE, handshake).await.expect("a handshake").unwrap();
         assert_eq!(response.headers()["sec-websocket-protocol"], "v12.stomp");
         Self { socket, frames: VecDeque::new(), beats: 0 }
     }
 
     /// A connected session without heart-beats.
     pub(super) async fn open(address: SocketAddr) -> Self {
-        let mut session = Self::socket(address).await;
+        Self::open_over(TcpStream::connect(address).await.unwrap()).await
+    }
+
+    /// The same over a socket of the test's own making.
+    pub(super) async fn open_over(socket: TcpStream) -> Self {
+        let mut session = Self::socket_over(socket).await;
         session.send("CONNECT\naccept-version:1.2\nhost:test\nheart-beat:0,0\n\n\0").await;
         assert_eq!(session.frame().await.command, "CONNECTED");
         session

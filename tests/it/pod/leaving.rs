@@ -110,15 +110,6 @@ async fn broken_and_busy_pods_answer_as_they_were_told() {
     assert!(sse.next().await.is_none());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pod_serves_only_its_roles() {
-    let pods = TestPods::start(&["--roles", "api"]).await;
-    let path = format!("/posts/{}/likes", pods.post().await);
-    let answer = Sse::try_open(&pods, 0, &path, &[]).await.err().unwrap();
-    assert_eq!(answer.status(), 404);
-    assert_eq!(answer.json::<serde_json::Value>().await.unwrap()["type"], "/problems/no-role");
-}
-
 /// Bad starts: exit 1 (2 for usage) and one line that says what to do.
 #[test]
 fn a_bad_start_ends_with_one_clear_line() {

@@ -119,9 +119,21 @@ async fn while_nats_is_away_likes_succeed_and_are_seen_later() {
         assert!(asked.elapsed() < Duration::from_secs(2), "the broker is not on the way");
     }
     a.like(0, quiet).await;
+    // The edge goes on choosing the pods: whoever comes is served, also to a post that nobody watched.
+    b.metric_becomes(0, "pushlab_broker_connected", "", 0.0).await;
+    let ready = b.http.get(format!("http://{}/readyz", b.admins[0])).send().await.unwrap();
+    assert_eq!(ready.status(), 200);
+    assert_eq!(ready.json::<Value>().await.unwrap()["degraded"], true);
+    let unwatched = a.post().await;
+    let mut new = Sse::open(&b, 0, &format!("/posts/{unwatched}/likes")).await;
+    assert_eq!(new.json().await["likes"], 0);
+    a.like(0, unwatched).await;
     nats.start_again();
-    let (seen, one) = tokio::join!(sse.until(30), still.until(1));
-    assert_eq!((&seen["likes"], &one["likes"]), (&json!(30), &json!(1)));
+    let (seen, one, other) = tokio::join!(sse.until(30), still.until(1), new.until(1));
+    assert_eq!((&seen["likes"], &one["likes"], &other["likes"]), (&json!(30), &json!(1), &json!(1)));
+    b.metric_becomes(0, "pushlab_late_subscriptions_total", "", 1.0).await;
+    a.like(0, unwatched).await;
+    assert_eq!(new.until(2).await["prev"], 1, "as an event: the subscription is in force");
     a.like(0, post).await;
     assert_eq!(sse.until(31).await["likes"], 31);
 }
