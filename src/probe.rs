@@ -178,6 +178,9 @@ async fn success(response: Response) -> Result<Response, Wrong> {
     Err(match status.as_u16() {
         502 | 504 => wrong.hint("the proxy answers but reaches no pod: check its upstreams"),
         503 => wrong.hint("/readyz on the pod's admin port says what it misses; the pod may be full or draining, too"),
+        404 if body.contains("/problems/no-role") => {
+            wrong.hint("this pod has another role: --base-url (api), --sse-url and --stomp-url say where each is")
+        }
         404 => wrong.hint("is this the base URL of pushlab, and does the post exist?"),
         _ => wrong,
     })

@@ -84,5 +84,5 @@ async fn each_pod_serves_its_roles_and_a_probe_finds_all_of_them() {
     let (code, text) =
         tokio::task::spawn_blocking(move || probe(&["--base-url", &urls[0], "--stream-url", &urls[2]])).await.unwrap();
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("FAIL  sse") && text.contains("role sse"), "{text}");
+    assert!(text.contains("FAIL  sse") && text.contains("--sse-url"), "{text}");
 }

@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 
 use super::*;
+use crate::domain::unix_micros;
 use crate::hub::Mailbox;
 
 fn depth(depth: usize) -> NonZeroUsize {
@@ -11,6 +12,14 @@ fn depth(depth: usize) -> NonZeroUsize {
 
 fn with(mailbox: Mailbox) -> Hub<Lines> {
     hub(&EngineOptions { mailbox, ..EngineOptions::default() })
+}
+
+/// Committed just now: the sum of so many latencies since 1970 would not fit.
+fn fresh(version: u64) -> Update {
+    match changed(1, version - 1, version) {
+        Update::Changed(event) => Update::Changed(LikesChanged { committed_at: unix_micros(), ..event }),
+        other => other,
+    }
 }
 
 /// The versions in what a viewer was sent.
@@ -43,7 +52,7 @@ fn drop_oldest_keeps_the_newest_of_a_stalled_reader_and_counts_the_rest() {
     let mut quick = join(&hub, 0, vec![viewer(1, 0, 1, 0)]);
     const LAST: u64 = 20_000;
     for version in 1..=LAST {
-        hub.publish(changed(1, version - 1, version), 0);
+        hub.publish(fresh(version), 0);
         if version % 8 == 0 {
             versions_until(&mut quick, version);
         }
@@ -65,7 +74,7 @@ fn disconnect_ends_a_stalled_reader_that_would_lose_an_update_and_nobody_else() 
     let mut quick = join(&hub, 0, vec![viewer(1, 0, 1, 0)]);
     const LAST: u64 = 8_000;
     for version in 1..=LAST {
-        hub.publish(changed(1, version - 1, version), 0);
+        hub.publish(fresh(version), 0);
         if version % 8 == 0 {
             assert_eq!(versions_until(&mut quick, version).len(), 8, "the quick one gets each");
         }
