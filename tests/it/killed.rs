@@ -98,7 +98,7 @@ async fn with_an_outbox_the_event_of_a_pod_that_died_after_commit_arrives() {
     let dying = lab.pod("pod-1", &["--publish", "outbox", "--fail-at", "after-commit:kill"]).await;
     let watcher = lab.watcher(events_only()).await;
     let post = watcher.store.create_post("").await.unwrap().id;
-    let (_, _guard) = watcher.watch.join(post).await.unwrap();
+    let _joined = watcher.join(post).await;
     let path = format!("/posts/{post}/likes");
     assert!(lab.send(&dying, Method::POST, &path, Some("k")).await.is_err(), "nobody is answered");
     was_killed(dying).await;
@@ -128,7 +128,7 @@ async fn an_event_published_twice_is_stored_once_and_delivered_once() {
     let dying = lab.pod("pod-1", &["--publish", "outbox", "--fail-at", "after-publish:kill"]).await;
     let watcher = lab.watcher(events_only()).await;
     let post = watcher.store.create_post("").await.unwrap().id;
-    let (_, _guard) = watcher.watch.join(post).await.unwrap();
+    let _joined = watcher.join(post).await;
     // Answered or not: the answer and the death of the pod race.
     let _ = lab.send(&dying, Method::POST, &format!("/posts/{post}/likes"), None).await;
     was_killed(dying).await;
@@ -159,7 +159,7 @@ async fn without_an_outbox_anti_entropy_finds_what_a_pod_that_died_did_not_publi
             WatchOptions { quiet: Duration::from_millis(200), settle: Duration::ZERO, ..WatchOptions::default() };
         let watcher = lab.watcher(quick).await;
         let post = watcher.store.create_post("").await.unwrap().id;
-        let (_, _guard) = watcher.watch.join(post).await.unwrap();
+        let _joined = watcher.join(post).await;
         let path = format!("/posts/{post}/likes/me");
         assert!(lab.send(&dying, Method::PUT, &path, None).await.is_err());
         was_killed(dying).await;

@@ -59,7 +59,7 @@ impl Pod {
         }
     }
 
-    async fn join(&self, post: PostId) -> Joined {
+    pub(crate) async fn join(&self, post: PostId) -> Joined {
         self.watch.join(post, None).await.unwrap()
     }
 
