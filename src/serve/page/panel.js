@@ -50,7 +50,7 @@ function chart() {
   for (const [name, value] of [["viewBox", `0 0 ${KEPT} 100`], ["preserveAspectRatio", "none"], ["role", "img"]]) svg.setAttribute(name, value);
   const root = element("figure", { class: "chart" },
     element("div", { class: "scale", "aria-hidden": "true" }, upper, middle, element("span", {}, "0")), svg,
-    element("figcaption", { class: "muted" }, `last ${KEPT} changes; dashed: median; same scale on both sides`));
+    element("figcaption", { class: "muted" }, `last ${KEPT} changes, dashed: median, scale shared`));
   const values = () => entries.filter(entry => !entry.gap).map(entry => entry.value);
   const shape = (name, attributes) => {
     const made = document.createElementNS(SVG, name);
