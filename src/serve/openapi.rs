@@ -232,10 +232,16 @@ mod tests {
         });
         let snapshot = Update::Snapshot(LikesState { post_id: post, likes: 3, version: Version(9) });
         let liked = serde_json::json!({ "postId": 7, "likes": 3, "version": 9, "changed": true });
+        let pending = serde_json::json!({ "postId": 7, "pending": true });
         let problem = serde_json::to_value(ApiError::UnknownPost.problem()).unwrap();
         let parse = |update: Update| serde_json::from_str::<Value>(&update.to_json()).unwrap();
-        let bodies =
-            [("Changed", parse(changed)), ("Snapshot", parse(snapshot)), ("Liked", liked), ("Problem", problem)];
+        let bodies = [
+            ("Changed", parse(changed)),
+            ("Snapshot", parse(snapshot)),
+            ("Liked", liked),
+            ("Pending", pending),
+            ("Problem", problem),
+        ];
         for (name, body) in &bodies {
             for (schema, _) in &bodies {
                 let valid = jsonschema::is_valid(&events["components"]["schemas"][schema], body);
