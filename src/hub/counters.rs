@@ -27,6 +27,8 @@ pub enum CloseReason {
     MaxAge,
     /// The database has a new epoch.
     NewEpoch,
+    /// What its user had shown at its begin has expired.
+    Expired,
     /// The pod drains.
     Drain,
     /// The engine was stopped.
@@ -35,7 +37,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// All, in the order of metric slots.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Peer,
         Self::Reset,
         Self::WriteTimeout,
@@ -46,6 +48,7 @@ impl CloseReason {
         Self::Refused,
         Self::MaxAge,
         Self::NewEpoch,
+        Self::Expired,
         Self::Drain,
         Self::Stopped,
     ];
@@ -64,6 +67,7 @@ impl CloseReason {
             Self::Refused => "refused",
             Self::MaxAge => "max_age",
             Self::NewEpoch => "new_epoch",
+            Self::Expired => "expired",
             Self::Drain => "drain",
             Self::Stopped => "stopped",
         }

@@ -124,16 +124,17 @@ impl<P: Protocol> EngineHandle<P> {
         self.adopt(Adopted { socket: Socket::Tcp(socket), protocol, unread, subscriptions, first });
     }
 
-    /// The same over one end of a socket pair, whose other end the caller reads: for bodies that hyper must write.
+    /// The same over one end of a socket pair, whose other end the caller reads: for bodies that hyper must write, and for TLS.
     pub(crate) fn take_over_pair(
         &self,
         socket: UnixStream,
         protocol: P,
+        unread: Bytes,
         subscriptions: Vec<Subscription<P>>,
         first: Bytes,
     ) {
         self.inbox.fallbacks[protocol.transport() as usize].fetch_add(1, Ordering::Relaxed);
-        self.adopt(Adopted { socket: Socket::Pair(socket), protocol, unread: Bytes::new(), subscriptions, first });
+        self.adopt(Adopted { socket: Socket::Pair(socket), protocol, unread, subscriptions, first });
     }
 
     /// A new state of a post, already accepted by its [`super::topic::Topic`], whose `gap` is passed on.

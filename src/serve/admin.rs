@@ -136,6 +136,7 @@ fn copy(app: &App) {
     raise(&metrics.http_connections_total, of(&app.stats.accepted));
     raise(&metrics.http_connections_refused_total, of(&app.stats.refused));
     metrics.runtime_tasks.set(count(app.runtime.metrics().num_alive_tasks()));
+    raise(&metrics.slow_heads_total, of(&app.stats.slow_heads));
     metrics.draining.set(i64::from(app.draining.load(Ordering::Acquire)));
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::app::App;
+use super::auth::Identity;
 use super::error::ApiError;
 use super::{Role, accept, limits, sse};
 use crate::domain::{LikesState, PostId, Version};
@@ -276,7 +277,7 @@ pub(super) async fn unlike_me(
 }
 
 async fn anybody(app: &App, id: &str, request: Request) -> Result<Response, ApiError> {
-    let who = user(app, request.headers())?.map_or(Who::Anonymous, Who::User);
+    let who = user_of(app, &request)?.map_or(Who::Anonymous, Who::User);
     change(app, id, who, false, request).await
 }
 
@@ -285,7 +286,7 @@ async fn known_user(app: &App, id: &str, request: Request) -> Result<Response, A
         Some(name) => format!("the header {name} names one"),
         None => "the operator has to start the pod with --trust-user-header".into(),
     };
-    let user = user(app, request.headers())?.ok_or_else(|| ApiError::UserRequired(hint()))?;
+    let user = user_of(app, &request)?.ok_or_else(|| ApiError::UserRequired(hint()))?;
     change(app, id, Who::User(user), true, request).await
 }
 
@@ -316,6 +317,14 @@ async fn change(app: &App, id: &str, who: Who, once: bool, request: Request) -> 
         response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
     }
     Ok(response)
+}
+
+/// The user of a token, or the one a trusted header names: never both, as the pod does not start with both.
+fn user_of(app: &App, request: &Request) -> Result<Option<String>, ApiError> {
+    match request.extensions().get::<Identity>() {
+        Some(identity) => Ok(Some(identity.user.to_string())),
+        None => user(app, request.headers()),
+    }
 }
 
 /// The user named by the trusted header, if the pod trusts one and the request has it.

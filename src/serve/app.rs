@@ -2,16 +2,18 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::HeaderValue;
 use tokio::runtime::Handle;
 
+use super::auth::{Auth, Identity, Ticket};
 use super::conformance::Broadcast;
 use super::connection::Stats;
 use super::error::ApiError;
 use super::likes::{Likes, LikesOptions};
-use super::limits::{Seat, Seats};
+use super::limits::{Lifetime, Seat, Seats};
+use super::rates::Rates;
 use super::relay::Relay;
 use super::watch::{JoinError, Joined, Position, Watch};
 use super::wire::Wire;
@@ -45,6 +47,10 @@ pub(super) struct App {
     pub metrics: Metrics,
     /// What the accept loop counts.
     pub stats: Arc<Stats>,
+    /// Who asks; `None`: everybody may.
+    pub auth: Option<Auth>,
+    /// How often one may ask.
+    pub rates: Rates,
     /// Streams held, up to the cap.
     pub seats: Seats,
     /// Set once, at SIGTERM.
@@ -76,12 +82,13 @@ pub(super) struct Parts {
     pub outbox: Option<EventStream>,
     pub hub: Hub<Wire>,
     pub relay: Option<Relay>,
+    pub auth: Option<Auth>,
+    pub metrics: Metrics,
 }
 
 impl App {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { config, pod, store, watch, broker, outbox, hub, relay } = parts;
-        let metrics = Metrics::new();
+        let Parts { config, pod, store, watch, broker, outbox, hub, relay, auth, metrics } = parts;
         let likes = LikesOptions { write: config.write, outbox, fail_at: config.fail_at, metrics: metrics.clone() };
         let stomp = session::Options {
             // The pod's name as the comment, so that a client can show where it hangs; no version, which is nobody's business.
@@ -92,6 +99,7 @@ impl App {
             connect_timeout: super::limits::CONNECT,
             subscriptions: super::limits::SUBSCRIPTIONS,
             body: if config.conformance { super::limits::CONFORMANCE_BODY } else { super::limits::BODY },
+            authenticate: auth.is_some(),
             require_host: false,
             relay: config.conformance,
             ..session::Options::default()
@@ -101,6 +109,8 @@ impl App {
             seats: Seats::new(config.max_connections),
             stomp: Mutex::new(Arc::new(stomp)),
             broadcast: Arc::default(),
+            rates: Rates::new(&config.rates),
+            auth,
             metrics,
             stats: Arc::default(),
             draining: AtomicBool::new(false),
@@ -184,7 +194,7 @@ impl App {
     /// A seat for a new stream.
     ///
     /// # Errors
-    /// [`ApiError::Broken`], [`ApiError::Draining`] or [`ApiError::Full`].
+    /// [`ApiError::Broken`], [`ApiError::Draining`], [`ApiError::Rush`] or [`ApiError::Full`].
     pub(super) fn admit(&self) -> Result<Seat, ApiError> {
         if self.config.broken == Some(Broken::RefuseFast) {
             return Err(ApiError::Broken);
@@ -192,7 +202,19 @@ impl App {
         if self.draining.load(Ordering::Acquire) {
             return Err(ApiError::Draining);
         }
-        self.seats.take().ok_or(ApiError::Full)
+        let seat = self.seats.take().ok_or(ApiError::Full)?;
+        self.rates.stream().map(|()| seat)
+    }
+
+    /// Uses up the ticket a stream was asked for with, if it was one.
+    ///
+    /// # Errors
+    /// [`ApiError::Unauthorized`] when it was used before.
+    pub(super) async fn take_ticket(&self, extensions: &http::Extensions) -> Result<(), ApiError> {
+        let (Some(auth), Some(ticket)) = (&self.auth, extensions.get::<Ticket>()) else { return Ok(()) };
+        let taken = auth.take(ticket, &self.store).await;
+        let fresh = taken.map_err(|error| self.told(&error, "a ticket could not be used"))?;
+        if fresh { Ok(()) } else { Err(ApiError::Unauthorized) }
     }
 
     /// Counts a stream that was turned away.
@@ -200,10 +222,13 @@ impl App {
         self.metrics.streams_refused_total.with_label_values(&[why.name()]).inc();
     }
 
-    /// When a stream that begins now has to end, if `--max-age` says so; ± 20 %, so that they do not end together.
-    pub(super) fn ends_at(&self) -> Option<Instant> {
+    /// When a stream that begins now has to end: as `--max-age` says, ± 20 %, so that they do not end together; and never
+    /// later than what its user has shown.
+    pub(super) fn lifetime(&self, user: Option<&Identity>) -> Lifetime {
         let age = self.config.max_age;
-        (!age.is_zero()).then(|| Instant::now() + age.mul_f64(rand::random_range(0.8..=1.2)))
+        let age = (!age.is_zero()).then(|| age.mul_f64(rand::random_range(0.8..=1.2)));
+        let lifetime = Lifetime::of(age);
+        user.map_or(lifetime, |user| lifetime.until(user.expires))
     }
 }
 

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
+use super::auth::AuthConfig;
 use super::likes::FailAt;
+use super::rates::RateConfig;
+use super::tls::TlsConfig;
 use crate::store::WriteStrategy;
 
 /// Options of `pushlab serve`. Durations are written `20ms`, `30s`, `5m`.
@@ -86,6 +89,10 @@ pub struct Config {
     #[arg(long, env = "PUSHLAB_MAX_CONNECTIONS", value_name = "N", default_value = "100000")]
     pub max_connections: usize,
 
+    /// TCP connections of requests, idle ones included, this pod holds at most; more are answered 503 and closed
+    #[arg(long, env = "PUSHLAB_MAX_HTTP_CONNECTIONS", value_name = "N", default_value = "10000")]
+    pub max_http_connections: usize,
+
     /// Threads that write to viewers
     #[arg(long, env = "PUSHLAB_ENGINE_THREADS", value_name = "N", default_value = "1")]
     pub engine_threads: NonZeroUsize,
@@ -131,7 +138,7 @@ pub struct Config {
     pub write_timeout: Duration,
 
     /// Origins that may open streams and send likes from a browser, besides the pod's own (may be repeated, or one list with commas)
-    #[arg(long = "origin", env = "PUSHLAB_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    #[arg(long = "origin", env = "PUSHLAB_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = super::origin::exact)]
     pub origins: Vec<String>,
 
     /// Laboratory only: believe this header to name the user (for PUT and DELETE /posts/{id}/likes/me)
@@ -157,6 +164,18 @@ pub struct Config {
     /// With --conformance: STOMP over plain TCP here as well (port 0: any free one, announced on stdout as "stomp")
     #[arg(long, env = "PUSHLAB_CONFORMANCE_STOMP", value_name = "ADDR", requires = "conformance")]
     pub conformance_stomp: Option<SocketAddr>,
+
+    /// Who asks
+    #[command(flatten)]
+    pub auth: AuthConfig,
+
+    /// How often
+    #[command(flatten)]
+    pub rates: RateConfig,
+
+    /// Without an edge
+    #[command(flatten)]
+    pub tls: TlsConfig,
 
     /// Laboratory only: a broken pod. It answers every stream at once, with 503 or with a 200 that ends
     #[arg(long = "break", env = "PUSHLAB_BREAK", value_enum, value_name = "HOW")]
@@ -296,7 +315,7 @@ impl std::str::FromStr for CpuList {
 }
 
 /// A duration as people write it; a bare `0` is zero.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }

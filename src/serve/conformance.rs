@@ -8,9 +8,9 @@ use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::Config;
 use super::app::App;
 use super::wire::{Talk, TalkReply, Wire};
+use super::{AuthMode, Config};
 use crate::hub::{ConnKey, Hub};
 use crate::proto::stomp::session::Relayed;
 
@@ -24,6 +24,8 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
         ("--database-url (other than sqlite:)", !config.database_url.starts_with("sqlite:")),
         ("--origin", !config.origins.is_empty()),
         ("--trust-user-header", config.trust_user_header.is_some()),
+        ("--auth", config.auth.auth != AuthMode::Off),
+        ("--tls-cert", config.tls.tls_cert.is_some()),
     ];
     let given: Vec<_> = production.iter().filter(|(_, given)| *given).map(|(flag, _)| *flag).collect();
     anyhow::ensure!(

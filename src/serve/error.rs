@@ -20,6 +20,11 @@ pub enum ApiError {
     /// 401: a `likes/me` without a user.
     #[error("this needs a known user; {0}")]
     UserRequired(String),
+    /// 401: no credential, or none that counts; what was wrong is not said.
+    #[error(
+        "this needs a valid token: Authorization: Bearer …; for EventSource the cookie or ?ticket= (POST /tickets)"
+    )]
+    Unauthorized,
     /// 403: the `Origin` is not one of those allowed.
     #[error("this origin may not do this; the operator allows origins with --origin")]
     Origin,
@@ -67,6 +72,12 @@ pub enum ApiError {
     /// 429: more pending than a session may have.
     #[error("too many at once; wait for outcomes before sending more")]
     TooMany,
+    /// 429: this client asks more often than it may.
+    #[error("you ask more often than one client may; come back in {seconds} s")]
+    RateLimited {
+        /// Seconds until the next one is let through.
+        seconds: u32,
+    },
     /// 500: a defect of ours; the log has the cause.
     #[error("an error of ours; it is logged")]
     Internal,
@@ -79,6 +90,12 @@ pub enum ApiError {
     /// 503: the pod holds as many streams as it may.
     #[error("this pod holds as many streams as it may; another one serves you")]
     Full,
+    /// 503: the pod holds as many connections as it may.
+    #[error("this pod holds as many connections as it may; another one serves you")]
+    Crowded,
+    /// 503: new streams come faster than the pod may take them.
+    #[error("new streams come faster than this pod takes them; come back in a moment")]
+    Rush,
     /// 503: the pod is being taken out of service.
     #[error("this pod is being taken out of service; another one serves you")]
     Draining,
@@ -109,6 +126,7 @@ impl ApiError {
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad-request", "Bad request"),
             Self::KeyRequired => (StatusCode::BAD_REQUEST, "key-required", "Idempotency-Key required"),
             Self::UserRequired(_) => (StatusCode::UNAUTHORIZED, "user-required", "User required"),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized", "Unauthorized"),
             Self::Origin => (StatusCode::FORBIDDEN, "origin", "Origin not allowed"),
             Self::NoRoute => (StatusCode::NOT_FOUND, "not-found", "Not found"),
             Self::NoRole => (StatusCode::NOT_FOUND, "no-role", "Not served by this pod"),
@@ -125,10 +143,13 @@ impl ApiError {
                 (status, "handshake", "WebSocket handshake refused")
             }
             Self::TooMany => (StatusCode::TOO_MANY_REQUESTS, "too-many", "Too many requests"),
+            Self::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate-limited", "Too many requests"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error"),
             Self::OutcomeUnknown => (StatusCode::GATEWAY_TIMEOUT, "outcome-unknown", "Outcome unknown"),
             Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Temporarily unavailable"),
             Self::Full => (StatusCode::SERVICE_UNAVAILABLE, "full", "Pod full"),
+            Self::Crowded => (StatusCode::SERVICE_UNAVAILABLE, "crowded", "Too many connections"),
+            Self::Rush => (StatusCode::SERVICE_UNAVAILABLE, "rush", "Too many new streams"),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining", "Pod draining"),
             Self::Broken => (StatusCode::SERVICE_UNAVAILABLE, "broken", "Pod broken on purpose"),
         }
@@ -161,6 +182,9 @@ impl ApiError {
 
     /// Seconds after which a repetition makes sense; random, so that those refused together do not return together.
     fn retry_after(&self) -> Option<u32> {
+        if let Self::RateLimited { seconds } = self {
+            return Some(*seconds);
+        }
         match self.kind().0 {
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Some(rand::random_range(1..=3)),
             StatusCode::CONFLICT => Some(1),
@@ -177,6 +201,9 @@ impl IntoResponse for ApiError {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(seconds) = self.retry_after() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status() == 401 {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"pushlab\""));
         }
         if self.status() == 426 {
             headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
@@ -211,6 +238,26 @@ impl From<&StoreError> for ApiError {
             StoreError::BadUrl(_) | StoreError::Unsupported(_) => Self::Internal,
         }
     }
+}
+
+/// axum's own refusal, of a path that is not UTF-8, in the form of all others.
+pub(super) fn in_our_words(response: Response) -> Response {
+    let problem = HeaderValue::from_static("application/problem+json");
+    if response.status() != StatusCode::BAD_REQUEST || response.headers().get(header::CONTENT_TYPE) == Some(&problem) {
+        return response;
+    }
+    ApiError::BadRequest("a path is percent-encoded UTF-8".into()).into_response()
+}
+
+/// The whole HTTP/1.1 answer to a connection that is one too many: nothing of it is read.
+pub(super) fn crowded() -> Vec<u8> {
+    let problem = serde_json::to_string(&ApiError::Crowded.problem()).unwrap_or_default();
+    format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\ncache-control: no-store\r\n\
+         retry-after: 2\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{problem}",
+        problem.len()
+    )
+    .into()
 }
 
 /// What a panic becomes: 500 without the panic's words, which go to the log.

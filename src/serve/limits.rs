@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody as _};
 
 use super::error::ApiError;
+use crate::hub::CloseReason;
 
 /// Largest request body, WebSocket frame, message and STOMP frame, in bytes.
 pub const BODY: usize = 64 * 1024;
@@ -14,6 +15,8 @@ pub const BODY: usize = 64 * 1024;
 pub const CONFORMANCE_MESSAGE: usize = 16 * 1024 * 1024;
 /// Largest body of a STOMP frame in the conformance mode, in bytes.
 pub const CONFORMANCE_BODY: usize = 2 * 1024 * 1024;
+/// Largest WebSocket frame and message, in bytes, of a STOMP session that has not shown its token.
+pub const UNAUTHENTICATED: usize = 4 * 1024;
 /// Most subscriptions of a STOMP session, and most posts of one SSE stream.
 pub const SUBSCRIPTIONS: usize = 128;
 /// Most missed events that one SSE stream, or one STOMP session within a second, is sent one by one; beyond it the state
@@ -27,6 +30,47 @@ pub const CONNECT: Duration = Duration::from_secs(10);
 pub const BODY_TIME: Duration = Duration::from_secs(10);
 /// Longest `Idempotency-Key`, in ASCII characters.
 pub const KEY: usize = 64;
+
+/// When a stream has to end, and why then.
+#[derive(Debug, Clone, Copy)]
+pub struct Lifetime {
+    ends_at: Option<Instant>,
+    why: CloseReason,
+}
+
+impl Default for Lifetime {
+    /// No end.
+    fn default() -> Self {
+        Self { ends_at: None, why: CloseReason::MaxAge }
+    }
+}
+
+impl Lifetime {
+    /// Ends `max_age` from now.
+    #[must_use]
+    pub fn of(max_age: Option<Duration>) -> Self {
+        Self { ends_at: max_age.map(|age| Instant::now() + age), why: CloseReason::MaxAge }
+    }
+
+    /// Ends when its user's token does, if that is earlier.
+    #[must_use]
+    pub fn until(self, expires: SystemTime) -> Self {
+        let left = expires.duration_since(SystemTime::now()).unwrap_or_default();
+        // A date that no clock of this machine reaches is no end.
+        match Instant::now().checked_add(left) {
+            Some(end) if self.ends_at.is_none_or(|at| end < at) => {
+                Self { ends_at: Some(end), why: CloseReason::Expired }
+            }
+            _ => self,
+        }
+    }
+
+    /// The reason, once it has come.
+    #[must_use]
+    pub fn over(&self, now: Instant) -> Option<CloseReason> {
+        self.ends_at.is_some_and(|end| now >= end).then_some(self.why)
+    }
+}
 
 /// Counts the streams a pod holds, up to a cap.
 #[derive(Debug, Clone)]
@@ -72,6 +116,10 @@ impl Drop for Seat {
 /// # Errors
 /// 413 when it is too large, 408 when it is too slow, 400 when it breaks off.
 pub(super) async fn body(body: Body) -> Result<Bytes, ApiError> {
+    // What announces too much is not waited for.
+    if body.size_hint().lower() > BODY as u64 {
+        return Err(ApiError::TooLarge { limit: BODY });
+    }
     let whole = tokio::time::timeout(BODY_TIME, axum::body::to_bytes(body, BODY)).await;
     whole.map_err(|_| ApiError::RequestTimeout)?.map_err(|error| {
         let limited = std::error::Error::source(&error)
@@ -92,6 +140,19 @@ mod tests {
         drop(seat);
         assert!(seats.take().is_some());
         assert_eq!(seats.taken(), 0);
+    }
+
+    #[test]
+    fn a_stream_ends_with_its_token_or_its_age_whichever_comes_first() {
+        let hour = Duration::from_secs(3600);
+        let (soon, late) = (SystemTime::now() + Duration::from_secs(9), SystemTime::now() + 9 * hour);
+        let end = Instant::now() + 2 * hour;
+        assert_eq!(Lifetime::default().over(end), None);
+        assert_eq!(Lifetime::of(Some(hour)).over(end), Some(CloseReason::MaxAge));
+        assert_eq!(Lifetime::of(Some(hour)).until(soon).over(end), Some(CloseReason::Expired));
+        assert_eq!(Lifetime::of(Some(hour)).until(late).over(end), Some(CloseReason::MaxAge));
+        assert_eq!(Lifetime::of(None).until(soon).over(Instant::now()), None);
+        assert_eq!(Lifetime::of(None).until(SystemTime::UNIX_EPOCH).over(end), Some(CloseReason::Expired));
     }
 
     #[tokio::test]

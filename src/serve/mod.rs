@@ -19,6 +19,8 @@ mod admin;
 mod api;
 /// What handlers and connections share.
 mod app;
+/// Who asks.
+mod auth;
 /// Flags and variables.
 mod config;
 /// An echo, and STOMP as a plain broker, for conformance suites.
@@ -37,10 +39,14 @@ pub mod likes;
 pub mod limits;
 /// The interface described: OpenAPI, AsyncAPI, problem types.
 mod openapi;
+/// Which pages may ask.
+mod origin;
 /// The page at `/`.
 mod page;
 /// A pod from build to end.
 mod pod;
+/// How often one may ask.
+mod rates;
 /// A broker connection per STOMP session.
 mod relay;
 /// Every route in one list.
@@ -56,12 +62,15 @@ pub mod watch;
 /// The two transports as the engine sees them.
 pub mod wire;
 
+pub use auth::{AuthConfig, AuthMode};
 pub use config::{
     AccelBuffering, Broken, BusyStream, Config, CpuList, Fanout, MailboxPolicy, Publish, ResumePolicy, Role, Switch,
 };
 pub use drain::Drained;
 pub use host::pin;
 pub use pod::{Pod, build};
+pub use rates::RateConfig;
+pub use tls::TlsConfig;
 
 /// Runs the pods until `shutdown`, then drains them.
 ///

@@ -13,6 +13,7 @@ use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::{ContentBuilder, Ref};
 use utoipa::{Modify, OpenApi};
 
+use super::auth::guard;
 use super::error::{ApiError, Problem};
 use super::{api, sse};
 
@@ -43,7 +44,10 @@ const PROBLEMS: &str = include_str!("../../docs/problems.md");
         api::unlike,
         api::like_me,
         api::unlike_me,
-        sse::many
+        sse::many,
+        guard::ticket,
+        guard::session,
+        guard::end_session
     ),
     components(schemas(Problem)),
     modifiers(&Refusals)
@@ -89,9 +93,14 @@ fn add_refusals(operation: &mut Operation) {
 fn refusals(operation: &str) -> Vec<ApiError> {
     use ApiError as E;
     let unavailable = || E::Unavailable("");
-    let mut all = vec![E::Origin, E::NoRole, E::Internal, unavailable()];
+    let mut all =
+        vec![E::Origin, E::NoRole, E::Internal, unavailable(), E::Unauthorized, E::RateLimited { seconds: 1 }];
     let body = || [E::BadRequest(String::new()), E::TooLarge { limit: 0 }, E::MediaType, E::RequestTimeout];
-    let stream = || [E::Full, E::Draining, E::Broken];
+    let stream = || [E::Full, E::Rush, E::Draining, E::Broken];
+    if ["ticket", "session", "end_session"].contains(&operation) {
+        // 404 without --auth jwt.
+        return vec![E::NoRoute, E::Origin, E::Unauthorized, E::RateLimited { seconds: 1 }, E::Internal];
+    }
     if operation != "create_post" {
         all.push(E::UnknownPost);
     }

@@ -14,17 +14,21 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::app::{App, Parts};
+use super::auth::Auth;
 use super::drain::{self, Drained};
 use super::relay::Relay;
+use super::tls::Tls;
 use super::watch::{Sink, Watch, WatchOptions};
 use super::wire::Wire;
 use super::{
-    Config, Fanout, MailboxPolicy, Publish, ResumePolicy, Role, Switch, admin, conformance, connection, limits, router,
+    Config, Fanout, MailboxPolicy, Publish, ResumePolicy, Role, Switch, admin, conformance, connection, error, limits,
+    router,
 };
 use crate::broker::{BrokerOptions, BrokerTarget, LocalBus};
 use crate::domain::Epoch;
 use crate::hub::{EngineOptions, Hub, Mailbox};
 use crate::store::{LikeStore, StoreError, StoreOptions};
+use crate::telemetry::Metrics;
 
 /// How long a pod waits at its start for a database and a broker that are starting too.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -43,6 +47,7 @@ pub struct Pod {
     /// Conformance mode: STOMP over TCP.
     stomp: Option<TcpListener>,
     addresses: (SocketAddr, SocketAddr),
+    tls: Option<Tls>,
 }
 
 /// Connects, binds, and returns the pods of this process: one, or `--pods` that share the database and the broker.
@@ -52,6 +57,7 @@ pub struct Pod {
 pub async fn build(config: &Config) -> anyhow::Result<Vec<Pod>> {
     super::tls::provide();
     conformance::check(config)?;
+    let tls = Tls::open(&config.tls)?;
     let ports = (0..config.pods.get()).map(|index| Ok((numbered(&config.pod_name, index), bind(config, index)?)));
     let ports: Vec<_> = ports.collect::<anyhow::Result<_>>()?;
     let outbox = config.publish == Publish::Outbox;
@@ -66,6 +72,8 @@ pub async fn build(config: &Config) -> anyhow::Result<Vec<Pod>> {
     let bus = LocalBus::default();
     let mut pods = Vec::new();
     for (name, (public, admin, stomp)) in ports {
+        let metrics = Metrics::new();
+        let auth = Auth::open(&config.auth, config.trust_user_header.is_some(), &metrics).await?;
         let hub = hub(config, epoch)?;
         let target = target(config, &name, &bus)?;
         let (watch, broker) = {
@@ -81,9 +89,9 @@ pub async fn build(config: &Config) -> anyhow::Result<Vec<Pod>> {
         };
         let label = HeaderValue::from_str(&name).context("--pod-name is printable ASCII")?;
         let (config, store) = (config.clone(), store.clone());
-        let parts = Parts { config, pod: label, store, watch, broker, outbox, hub, relay };
+        let parts = Parts { config, pod: label, store, watch, broker, outbox, hub, relay, auth, metrics };
         let addresses = (public.local_addr()?, admin.local_addr()?);
-        pods.push(Pod { name, app: App::new(parts), public, admin, stomp, addresses });
+        pods.push(Pod { name, app: App::new(parts), public, admin, stomp, addresses, tls: tls.clone() });
     }
     Ok(pods)
 }
@@ -118,10 +126,17 @@ impl Pod {
     /// # Errors
     /// When a port fails for good.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<Drained> {
-        let Self { name, app, public, admin, stomp, .. } = self;
+        let Self { name, app, public, admin, stomp, tls, .. } = self;
         let closing = CancellationToken::new();
+        let _certificate = tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.reload_on_hangup())));
         let stats = Arc::clone(&app.stats);
-        let options = connection::Options::default();
+        let options = connection::Options {
+            max_connections: app.config.max_http_connections,
+            write_timeout: app.config.write_timeout,
+            busy: error::crowded().into(),
+            tls,
+            ..connection::Options::default()
+        };
         let service = connection::serve::<Wire>(public, router::public(&app), options, stats, closing.clone());
         let public = AbortOnDropHandle::new(tokio::spawn(service));
         let _admin = AbortOnDropHandle::new(tokio::spawn(serve_admin(admin, admin::router(&app))));
@@ -129,7 +144,9 @@ impl Pod {
             AbortOnDropHandle::new(tokio::spawn(conformance::serve(Arc::clone(&app), listener, shutdown.clone())))
         });
         let _checks = AbortOnDropHandle::new(tokio::spawn(check_database(Arc::clone(&app))));
+        let _clients = AbortOnDropHandle::new(tokio::spawn(forget_clients(Arc::clone(&app))));
         let _sweeps = AbortOnDropHandle::new(tokio::spawn(sweep_keys(Arc::clone(&app))));
+        let _keys = AbortOnDropHandle::new(tokio::spawn(keep_keys_fresh(Arc::clone(&app))));
         tokio::pin!(public);
         tokio::select! {
             () = shutdown.cancelled() => {}
@@ -270,6 +287,24 @@ async fn sweep_keys(app: Arc<App>) {
         if let Err(error) = app.store.sweep_keys().await {
             tracing::warn!(%error, "old keys stay for now");
         }
+        if app.auth.is_some()
+            && let Err(error) = app.store.sweep_tickets().await
+        {
+            tracing::warn!(%error, "old tickets stay for now");
+        }
+    }
+}
+
+async fn forget_clients(app: Arc<App>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        app.rates.forget();
+    }
+}
+
+async fn keep_keys_fresh(app: Arc<App>) {
+    if let Some(auth) = &app.auth {
+        auth.keep_fresh().await;
     }
 }
 

@@ -94,11 +94,13 @@ async fn stream(app: &Arc<App>, posts: Vec<PostId>, request: &Parts, wish: &Wish
     if app.config.broken == Some(Broken::Polite200) {
         return Ok(head(app, Body::from(proto::sse::retry(retry_ms()))));
     }
-    match open(app, &posts, wish).await {
+    match open(app, &posts, request, wish).await {
         Ok(response) => Ok(response),
         Err(error) => {
             app.refused(&error);
-            if matches!(error, ApiError::Full | ApiError::Draining) && app.config.busy_stream == BusyStream::End {
+            if matches!(error, ApiError::Full | ApiError::Rush | ApiError::Draining)
+                && app.config.busy_stream == BusyStream::End
+            {
                 // Given at once, this answer would make the busiest pod the one with the fewest connections.
                 let retry = retry_ms();
                 tokio::time::sleep(Duration::from_millis(retry)).await;
@@ -109,7 +111,7 @@ async fn stream(app: &Arc<App>, posts: Vec<PostId>, request: &Parts, wish: &Wish
     }
 }
 
-async fn open(app: &Arc<App>, posts: &[PostId], wish: &Wish) -> Result<Response, ApiError> {
+async fn open(app: &Arc<App>, posts: &[PostId], request: &Parts, wish: &Wish) -> Result<Response, ApiError> {
     let seat = app.admit()?;
     let resume = wish.last_event_id.as_deref().map(proto::sse::parse_last_event_id);
     let had = |post: PostId| match resume.as_ref()?.as_ref()? {
@@ -128,11 +130,13 @@ async fn open(app: &Arc<App>, posts: &[PostId], wish: &Wish) -> Result<Response,
             joined.resumed = Resumed::Malformed;
         }
     }
+    // Only now, when nothing else can refuse: an edge may have brought the ticket here from a pod that was full.
+    app.take_ticket(&request.extensions).await?;
     let resumed = joined.iter().map(|joined| joined.resumed).max().unwrap_or(Resumed::Fresh);
     app.metrics.resumes_total.with_label_values(&["sse", resumed.label()]).inc();
 
     let epoch = joined.first().map_or_else(|| app.watch.epoch(), |joined| joined.epoch);
-    let mut wire = Stream::new(app.config.heartbeat, wish.beat, app.ends_at(), seat);
+    let mut wire = Stream::new(app.config.heartbeat, wish.beat, app.lifetime(request.extensions.get()), seat);
     // What ids say of a post before its first event is sent.
     let before = |joined: &Joined| match had(joined.state.post_id) {
         Some(had) if joined.resumed == Resumed::Replayed => had.version,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
@@ -14,6 +15,7 @@ use http::{HeaderMap, Uri, header};
 use super::app::App;
 use super::connection::TakeOver;
 use super::error::ApiError;
+use super::rates::Client;
 use super::wire::{Echo, Talk, Wire, framing};
 use super::{Broken, Role, api};
 use crate::proto::stomp::Version;
@@ -25,6 +27,7 @@ type Handshake = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 pub(super) async fn upgrade(
     State(app): State<Arc<App>>,
     headers: HeaderMap,
+    client: Option<Extension<Client>>,
     handshake: Handshake,
 ) -> Result<Response, ApiError> {
     api::need(&app, Role::Stomp)?;
@@ -39,7 +42,8 @@ pub(super) async fn upgrade(
     let newest = newest.ok_or_else(|| bad("of the subprotocols, v12.stomp, v11.stomp and v10.stomp are served"))?;
     let user = api::user(&app, &headers)?;
     let seat = app.admit().inspect_err(|error| app.refused(error))?;
-    let talk = Talk::new(&app, newest, user.as_deref(), seat);
+    let client = client.map_or(Client::Others, |Extension(client)| client);
+    let talk = Talk::new(&app, newest, user.as_deref(), client, seat);
     let first = match app.config.broken {
         Some(Broken::Polite200) => server_frame(Opcode::Close, &close_payload(ws::close::NORMAL, "broken on purpose")),
         _ => Bytes::new(),

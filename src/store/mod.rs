@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::domain::{Epoch, LikesState, PostId};
+use crate::domain::{Epoch, LikesState, PostId, unix_micros};
 
 /// Requests with a key that are under way in this process.
 mod flights;
@@ -362,6 +362,30 @@ impl LikeStore {
         match self {
             Self::MySql(store) => store.sweep_keys(age).await,
             Self::Sqlite(store) => store.sweep_keys(age).await,
+        }
+    }
+
+    /// Uses up the ticket with this id; whether this is the first time, on whichever pod. `expires_at`: when it may be
+    /// forgotten, in Unix seconds.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] or [`StoreError::Timeout`]: then it may have been used up.
+    pub async fn use_ticket(&self, id: u128, expires_at: u64) -> Result<bool, StoreError> {
+        match self {
+            Self::MySql(store) => store.use_ticket(id, expires_at).await,
+            Self::Sqlite(store) => store.use_ticket(id, expires_at).await,
+        }
+    }
+
+    /// Forgets tickets that have ended, in small transactions; returns how many.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] or [`StoreError::Timeout`].
+    pub async fn sweep_tickets(&self) -> Result<u64, StoreError> {
+        let now = unix_micros() / 1_000_000;
+        match self {
+            Self::MySql(store) => store.sweep_tickets(now).await,
+            Self::Sqlite(store) => store.sweep_tickets(now).await,
         }
     }
 

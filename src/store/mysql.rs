@@ -31,6 +31,8 @@ mod outbox;
 mod pending;
 /// Tables, brought up to date by one pod at a time.
 mod schema;
+/// Tickets that were used.
+mod tickets;
 /// BEGIN and COMMIT.
 mod transaction;
 /// One like, one transaction.

@@ -14,6 +14,8 @@ use super::flights::Flights;
 use super::{Lane, LikeOutcome, LikeRequest, Post, StoreCounters, StoreError, StoreOptions, StoredState, sql};
 use crate::domain::{Epoch, LikesState, PostId, Version, unix_micros};
 
+/// Tickets that were used.
+mod tickets;
 /// The transactions of a like.
 mod write;
 

@@ -186,7 +186,7 @@ metrics! {
     delivery_latency_seconds: CopiedHistogram ["transport"];
     /// Streams turned away: full, draining, broken (laboratory), or the post could not be read.
     streams_refused_total: IntCounterVec ["reason"];
-    /// Streams served by an ordinary body (HTTP/2, HTTP/1.0) and not by the engine.
+    /// Streams that the engine writes through a socket pair (HTTP/2, HTTP/1.0, TLS) and not to their TCP socket.
     fallback_streams_total: IntCounter;
     /// Likes and take-backs by outcome: changed, unchanged, pending (--write event), replayed, refused (the caller's fault), failed (ours).
     likes_total: IntCounterVec ["result"];
@@ -256,6 +256,12 @@ metrics! {
     backward_rows_total: IntCounter;
     /// Posts whose subscription the broker confirmed only after their first viewer was served.
     late_subscriptions_total: IntCounter;
+    /// Tokens and tickets by what became of them: accepted, missing, malformed, key, signature, time, claims, used (a ticket, twice).
+    auth_total: IntCounterVec ["result"];
+    /// Readings of the JWKS after the first: done, failed (the old keys stay).
+    jwks_refreshes_total: IntCounterVec ["result"];
+    /// Connections closed because a request's head, or a TLS or HTTP/2 handshake, did not come in time.
+    slow_heads_total: IntCounter;
     /// Rows read again by anti-entropy.
     anti_entropy_rows_total: IntCounter;
     /// Rows read again by anti-entropy that were newer than what the pod knew.

@@ -10,7 +10,7 @@ mod frames;
 mod relay;
 mod types;
 
-pub use types::{AckMode, Action, End, HeartBeat, Like, LikeOp, Options, Outcome, Relayed, Subscribe};
+pub use types::{AckMode, Action, End, HeartBeat, Like, LikeOp, Options, Outcome, Relayed, Subscribe, Token};
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -55,6 +55,8 @@ pub struct Session {
 enum State {
     /// Before CONNECT.
     Fresh,
+    /// After CONNECT, until its token is known to be good. What follows waits.
+    Greeting,
     Open,
     /// After DISCONNECT, while likes are still on their way.
     Leaving,
@@ -160,8 +162,8 @@ impl Session {
     }
 
     fn run(&mut self, mut input: &[u8], actions: &mut Vec<Action>) {
-        while matches!(self.state, State::Fresh | State::Open) {
-            if self.pending() >= MAX_PENDING {
+        while matches!(self.state, State::Fresh | State::Greeting | State::Open) {
+            if self.state == State::Greeting || self.pending() >= MAX_PENDING {
                 let work = self.work.get_or_insert_default();
                 work.held = input.to_vec();
                 if !std::mem::replace(&mut work.paused, true) {
@@ -193,6 +195,23 @@ impl Session {
             State::Fresh => Limits { head: 4096, body: 0, ..Limits::default() },
             _ => Limits { body: self.options.body, ..Limits::default() },
         }
+    }
+
+    /// Whether the token of [`Action::Authenticate`] is good. If not: ERROR, which does not say why, then close.
+    #[must_use]
+    pub fn authenticated(&mut self, good: bool) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if self.state != State::Greeting {
+            return actions;
+        }
+        if good {
+            self.state = State::Open;
+            actions.push(Action::Send(self.connected()));
+            self.go_on(&mut actions);
+        } else {
+            self.fail(&Fault::new("authentication failed"), &mut actions);
+        }
+        actions
     }
 
     fn pending(&self) -> usize {
@@ -297,7 +316,7 @@ impl Session {
         let mut actions = Vec::new();
         let HeartBeat { send_every, expect_every } = self.heartbeat();
         match self.state {
-            State::Fresh if age >= self.options.connect_timeout => {
+            State::Fresh | State::Greeting if age >= self.options.connect_timeout => {
                 self.fail(&Fault::new("no CONNECT arrived in time"), &mut actions);
             }
             // While paused nothing is read, so silence means nothing.
@@ -330,6 +349,9 @@ impl Session {
     #[must_use]
     pub fn take_pending(&mut self) -> Vec<Like> {
         let (mut likes, mut ignored) = (Vec::new(), Vec::new());
+        if self.state == State::Greeting {
+            return likes;
+        }
         while let Some(work) = self.work.as_mut().filter(|w| !w.queue.is_empty() || !w.held.is_empty()) {
             likes.extend(work.queue.drain(..).map(|pending| pending.like));
             let held = std::mem::take(&mut work.held);
@@ -390,5 +412,7 @@ impl Session {
     }
 }
 
+#[cfg(test)]
+mod greeting;
 #[cfg(test)]
 mod tests;

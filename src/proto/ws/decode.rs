@@ -95,6 +95,11 @@ impl Decoder {
         }
     }
 
+    /// Other limits from the next frame on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// Heap memory held, in bytes: zero between messages, else bounded by the limits.
     #[must_use]
     pub fn held(&self) -> usize {

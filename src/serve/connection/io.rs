@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::take_over::Handoff;
@@ -78,22 +77,22 @@ impl<P: Protocol> Watched<P> {
 }
 
 /// The socket as hyper sees it, inside a `TokioIo`.
-pub(super) struct WatchedIo<P: Protocol> {
-    stream: TcpStream,
+pub(super) struct WatchedIo<P: Protocol, S> {
+    stream: S,
     watched: Arc<Watched<P>>,
 }
 
-impl<P: Protocol> WatchedIo<P> {
-    pub(super) fn new(stream: TcpStream, watched: Arc<Watched<P>>) -> Self {
+impl<P: Protocol, S> WatchedIo<P, S> {
+    pub(super) fn new(stream: S, watched: Arc<Watched<P>>) -> Self {
         Self { stream, watched }
     }
 
-    pub(super) fn into_inner(self) -> TcpStream {
+    pub(super) fn into_inner(self) -> S {
         self.stream
     }
 }
 
-impl<P: Protocol> AsyncRead for WatchedIo<P> {
+impl<P: Protocol, S: AsyncRead + Unpin> AsyncRead for WatchedIo<P, S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
@@ -104,7 +103,7 @@ impl<P: Protocol> AsyncRead for WatchedIo<P> {
     }
 }
 
-impl<P: Protocol> AsyncWrite for WatchedIo<P> {
+impl<P: Protocol, S: AsyncWrite + Unpin> AsyncWrite for WatchedIo<P, S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

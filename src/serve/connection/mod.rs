@@ -1,7 +1,12 @@
 //! TCP connections: hyper until an answer says that the engine takes over, then the socket leaves hyper.
 //!
+//! Within TLS, HTTP/1.1 runs over a socket pair whose other end is encrypted, so a stream leaves hyper there as well;
+//! HTTP/2 streams are bodies of hyper's.
+//!
 //! Invariant: there is one HTTP implementation, hyper's; an engine gets a socket only after hyper has written the head.
 
+/// From TLS to a socket pair and back.
+mod bridge;
 /// hyper's socket, watched.
 mod io;
 /// What a handler leaves for the driver.
@@ -11,7 +16,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -23,8 +28,8 @@ use http::{HeaderValue, Method, Request, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -32,6 +37,8 @@ use tokio_util::task::TaskTracker;
 use tower::Service as _;
 
 use self::io::{Watched, WatchedIo};
+use self::take_over::Plain;
+use super::tls::Tls;
 use crate::hub::Protocol;
 
 pub use self::take_over::TakeOver;
@@ -45,12 +52,25 @@ pub struct Options {
     pub idle_timeout: Duration,
     /// Connections served by hyper at the same time; those taken over do not count.
     pub max_connections: usize,
+    /// A peer that acknowledges and takes nothing for this long has gone.
+    pub write_timeout: Duration,
+    /// Written to a connection that is one too many, before it is closed.
+    pub busy: bytes::Bytes,
+    /// TLS, if this port speaks it.
+    pub tls: Option<Tls>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let seconds = Duration::from_secs;
-        Self { header_read_timeout: seconds(10), idle_timeout: seconds(75), max_connections: 10_000 }
+        Self {
+            header_read_timeout: seconds(10),
+            idle_timeout: seconds(75),
+            max_connections: 10_000,
+            write_timeout: seconds(30),
+            busy: bytes::Bytes::new(),
+            tls: None,
+        }
     }
 }
 
@@ -88,9 +108,14 @@ pub async fn serve<P: Protocol>(
         stats.accepted.fetch_add(1, Ordering::Relaxed);
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
             stats.refused.fetch_add(1, Ordering::Relaxed);
+            if options.tls.is_none() {
+                // What fits into the socket's empty buffer; nobody waits for a stranger here.
+                let _ = stream.try_write(&options.busy);
+            }
             return;
         };
-        let driver = Driver { router: router.clone(), peer, options: options.clone(), stats: Arc::clone(&stats) };
+        let (options, stats, tasks_of) = (options.clone(), Arc::clone(&stats), tasks.clone());
+        let driver = Driver { router: router.clone(), peer, options, stats, tasks: tasks_of };
         let stop = stop.clone();
         tasks.spawn(async move {
             driver.drive::<P>(stream, stop).await;
@@ -132,6 +157,7 @@ struct Driver {
     peer: SocketAddr,
     options: Options,
     stats: Arc<Stats>,
+    tasks: TaskTracker,
 }
 
 /// How hyper's part of an HTTP/1 connection ended.
@@ -148,12 +174,16 @@ enum End {
 
 impl Driver {
     async fn drive<P: Protocol>(self, stream: TcpStream, stop: CancellationToken) {
-        if let Err(error) = stream.set_nodelay(true) {
+        let gone = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(self.options.write_timeout));
+        if let Err(error) = stream.set_nodelay(true).and(gone) {
             tracing::debug!(%error, "the peer has gone already");
             return;
         }
+        if let Some(tls) = self.options.tls.clone() {
+            return self.within_tls::<P>(&tls, stream, stop).await;
+        }
         match timeout(self.options.header_read_timeout, speaks_http2(&stream)).await {
-            Ok(Ok(false)) => self.http1::<P>(stream, stop).await,
+            Ok(Ok(false)) => self.http1::<P, _>(stream, stop).await,
             Ok(Ok(true)) => self.http2(stream, stop).await,
             Ok(Err(error)) => tracing::debug!(%error, "closed before the first byte"),
             Err(_) => self.count_slow_head(),
@@ -164,8 +194,26 @@ impl Driver {
         self.stats.slow_heads.fetch_add(1, Ordering::Relaxed);
     }
 
+    async fn within_tls<P: Protocol>(self, tls: &Tls, stream: TcpStream, stop: CancellationToken) {
+        let secured = match timeout(self.options.header_read_timeout, tls.acceptor().accept(stream)).await {
+            Ok(Ok(secured)) => secured,
+            Ok(Err(error)) => return tracing::debug!(%error, peer = %self.peer, "no TLS"),
+            Err(_) => return self.count_slow_head(),
+        };
+        if secured.get_ref().1.alpn_protocol() == Some(b"h2") {
+            return self.http2(secured, stop).await;
+        }
+        match UnixStream::pair() {
+            Ok((near, far)) => {
+                self.tasks.spawn(bridge::run(secured, near));
+                self.http1::<P, _>(far, stop).await;
+            }
+            Err(error) => tracing::warn!(%error, "no socket pair for a connection within TLS"),
+        }
+    }
+
     /// Inputs: hyper's connection, `stop`, and the deadline of the head being read.
-    async fn http1<P: Protocol>(self, stream: TcpStream, stop: CancellationToken) {
+    async fn http1<P: Protocol, S: Plain>(self, stream: S, stop: CancellationToken) {
         let watched = Arc::new(Watched::<P>::new());
         let service = {
             let (router, peer, watched) = (self.router.clone(), self.peer, Arc::clone(&watched));
@@ -220,39 +268,56 @@ impl Driver {
                     let _ = stream.shutdown().await;
                     return;
                 };
-                match stream.into_std() {
-                    Ok(stream) => {
-                        self.stats.taken_over.fetch_add(1, Ordering::Relaxed);
-                        handoff.hand_over(stream, parts.read_buf);
-                    }
-                    Err(error) => tracing::debug!(%error, "the socket could not leave the runtime"),
+                // Before, as the viewer may hear from the engine at once.
+                self.stats.taken_over.fetch_add(1, Ordering::Relaxed);
+                if let Err(error) = stream.hand_over(handoff, parts.read_buf) {
+                    self.stats.taken_over.fetch_sub(1, Ordering::Relaxed);
+                    tracing::debug!(%error, "the socket could not leave the runtime");
                 }
             }
         }
     }
 
-    /// Inputs: hyper's connection and `stop`. Streams are served by their fallback bodies.
-    async fn http2(self, stream: TcpStream, stop: CancellationToken) {
-        let (router, peer) = (self.router, self.peer);
-        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-            let mut router = router.clone();
-            async move { router.call(with_peer(request, peer)).await }
-        });
+    /// Streams are served by their fallback bodies. Inputs: hyper's connection, `stop`, and the deadline of the first
+    /// request; later ones need none, as pings tell whether the peer is there.
+    async fn http2<S>(self, stream: S, stop: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let asked = Arc::new(AtomicBool::new(false));
+        let service = {
+            let (router, peer, asked) = (self.router.clone(), self.peer, Arc::clone(&asked));
+            hyper::service::service_fn(move |request: Request<Incoming>| {
+                asked.store(true, Ordering::Relaxed);
+                let mut router = router.clone();
+                async move { router.call(with_peer(request, peer)).await }
+            })
+        };
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
             .keep_alive_interval(Duration::from_secs(30));
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let done = tokio::select! {
-            done = connection.as_mut() => done,
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+        let mut first = pin!(tokio::time::sleep(self.options.header_read_timeout));
+        let (mut stopped, mut judged) = (false, false);
+        let done = loop {
+            tokio::select! {
+                done = connection.as_mut() => break done,
+                () = stop.cancelled(), if !stopped => {
+                    stopped = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = first.as_mut(), if !judged => {
+                    judged = true;
+                    if !asked.load(Ordering::Relaxed) {
+                        return self.count_slow_head();
+                    }
+                }
             }
         };
         if let Err(error) = done {
-            tracing::debug!(%error, %peer, "connection failed");
+            tracing::debug!(%error, peer = %self.peer, "connection failed");
         }
     }
 }

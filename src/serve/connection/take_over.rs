@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::Body;
 use bytes::Bytes;
-use tokio::io::AsyncReadExt;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 
 use crate::hub::{EngineHandle, Protocol, Subscription};
 use crate::proto::sse::ChunkDecoder;
@@ -51,9 +51,24 @@ impl<P: Protocol> TakeOver<P> {
     }
 }
 
-impl<P: Protocol> Handoff<P> {
-    pub(super) fn hand_over(self, socket: std::net::TcpStream, unread: Bytes) {
-        self.engine.take_over(socket, self.protocol, unread, self.subscriptions, self.first);
+/// A socket with nothing between it and hyper, which an engine can take.
+pub(super) trait Plain: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// Takes the socket out of the runtime and gives it to the engine, with what hyper had read beyond the request.
+    fn hand_over<P: Protocol>(self, handoff: Handoff<P>, unread: Bytes) -> io::Result<()>;
+}
+
+impl Plain for TcpStream {
+    fn hand_over<P: Protocol>(self, to: Handoff<P>, unread: Bytes) -> io::Result<()> {
+        to.engine.take_over(self.into_std()?, to.protocol, unread, to.subscriptions, to.first);
+        Ok(())
+    }
+}
+
+/// One end of a pair: beyond the other is TLS.
+impl Plain for UnixStream {
+    fn hand_over<P: Protocol>(self, to: Handoff<P>, unread: Bytes) -> io::Result<()> {
+        to.engine.take_over_pair(self.into_std()?, to.protocol, unread, to.subscriptions, to.first);
+        Ok(())
     }
 }
 
@@ -73,7 +88,8 @@ impl<P: Protocol> Fallback<P> {
                 let (theirs, ours) = std::os::unix::net::UnixStream::pair()?;
                 ours.set_nonblocking(true)?;
                 let ours = UnixStream::from_std(ours)?;
-                handoff.engine.take_over_pair(theirs, handoff.protocol, handoff.subscriptions, handoff.first);
+                let none = Bytes::new();
+                handoff.engine.take_over_pair(theirs, handoff.protocol, none, handoff.subscriptions, handoff.first);
                 (ours, ChunkDecoder::new())
             }
         };

@@ -43,6 +43,13 @@ impl Framing {
         Self::WebSocket(ws::Decoder::new(ws::Role::Server, limits))
     }
 
+    /// Other limits from the next frame on.
+    pub(super) fn set_limits(&mut self, limits: ws::Limits) {
+        if let Self::WebSocket(frames) = self {
+            frames.set_limits(limits);
+        }
+    }
+
     /// The next thing that arrived, its bytes taken off the front of `input`.
     pub(super) fn next<'a>(&mut self, input: &mut &'a [u8]) -> Option<Got<'a>> {
         let Self::WebSocket(frames) = self else {

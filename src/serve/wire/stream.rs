@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::super::app::retry_ms;
-use super::super::limits::Seat;
+use super::super::limits::{Lifetime, Seat};
 use super::Format;
 use crate::domain::{Epoch, PostId, Update, Version};
-use crate::hub::{CloseReason, Flow};
+use crate::hub::Flow;
 use crate::proto::sse;
 
 /// How seldom the engine sweeps: heart-beats go out this much early.
@@ -28,7 +28,7 @@ pub enum Beat {
 pub struct Stream {
     every: Duration,
     beat: Beat,
-    ends_at: Option<Instant>,
+    lifetime: Lifetime,
     positions: Option<Box<Positions>>,
     _seat: Seat,
 }
@@ -49,10 +49,10 @@ impl Positions {
 }
 
 impl Stream {
-    /// A stream that sends a heart-beat after `every` of silence (zero: never) and ends at `ends_at`.
+    /// A stream that sends a heart-beat after `every` of silence (zero: never) and ends with its `lifetime`.
     #[must_use]
-    pub fn new(every: Duration, beat: Beat, ends_at: Option<Instant>, seat: Seat) -> Self {
-        Self { every, beat, ends_at, positions: None, _seat: seat }
+    pub fn new(every: Duration, beat: Beat, lifetime: Lifetime, seat: Seat) -> Self {
+        Self { every, beat, lifetime, positions: None, _seat: seat }
     }
 
     /// The format of a stream of these posts, in slot order, each with the version its viewer has before its first event
@@ -91,9 +91,9 @@ impl Stream {
     }
 
     pub(super) fn sweep(&mut self, now: Instant, last_write: Instant, out: &mut Vec<u8>) -> Flow {
-        if self.ends_at.is_some_and(|end| now >= end) {
+        if let Some(why) = self.lifetime.over(now) {
             self.end(out);
-            return Flow::Close(CloseReason::MaxAge);
+            return Flow::Close(why);
         }
         if !self.every.is_zero() && now.saturating_duration_since(last_write) + TICK >= self.every {
             out.extend_from_slice(match self.beat {
@@ -119,7 +119,7 @@ mod tests {
 
     fn stream(beat: Beat) -> Stream {
         let seat = Seats::new(1).take().unwrap();
-        Stream::new(Duration::from_secs(10), beat, None, seat)
+        Stream::new(Duration::from_secs(10), beat, Lifetime::default(), seat)
     }
 
     fn state(post: u64, version: u64) -> Update {

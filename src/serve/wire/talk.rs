@@ -12,18 +12,22 @@ use bytes::Bytes;
 use super::super::Role;
 use super::super::api;
 use super::super::app::App;
+use super::super::auth::Identity;
 use super::super::conformance::Member;
 use super::super::error::ApiError;
-use super::super::limits::{self, Seat};
+use super::super::limits::{self, Lifetime, Seat};
+use super::super::rates::Client;
 use super::super::relay::Upstream;
 use super::super::watch::{Joined, Position, Resumed};
-use super::framing::{Framing, Got};
+use super::framing::{self, Framing, Got};
 use super::{Format, Guard, Wire};
 use crate::domain::Update;
 use crate::hub::{Change, CloseReason, ConnKey, Flow, Subscription};
 use crate::proto::stomp::Version;
-use crate::proto::stomp::session::{AckMode, Action, End, Like, LikeOp, Options, Outcome, Relayed, Session, Subscribe};
-use crate::proto::ws::close;
+use crate::proto::stomp::session::{
+    AckMode, Action, End, Like, LikeOp, Options, Outcome, Relayed, Session, Subscribe, Token,
+};
+use crate::proto::ws::{self, close};
 use crate::store::{self, IdempotencyKey, LikeRequest, Who};
 
 /// One session.
@@ -32,8 +36,10 @@ pub struct Talk {
     framing: Framing,
     session: Session,
     opened: Instant,
-    ends_at: Option<Instant>,
+    lifetime: Lifetime,
     user: Option<Box<str>>,
+    /// Whose rate its likes count for.
+    client: Client,
     /// The session said so: 16 likes wait.
     paused: bool,
     /// Steps wait in the engine's list of replies.
@@ -42,6 +48,8 @@ pub struct Talk {
     replay_room: u16,
     /// With `--fanout relay`: its own connection to the broker.
     upstream: Option<Box<Upstream>>,
+    /// Joins under way, those included whose client has left again meanwhile.
+    joining: usize,
     /// Some subscription has MESSAGEs of its own making (`ack` other than `auto`).
     acknowledges: bool,
     /// The like under way, so that those left over when the peer vanishes come after it.
@@ -71,6 +79,8 @@ pub(super) enum Step {
 pub enum TalkReply {
     /// A join ended.
     Joined(Subscribe, Result<Joined<Guard>, ApiError>),
+    /// A token was verified, or was not.
+    Authenticated(Option<Identity>),
     /// A like ended.
     Liked {
         /// The session's number for it.
@@ -86,29 +96,46 @@ pub enum TalkReply {
 
 impl Talk {
     /// A session whose handshake agreed on at most `newest`. `user`: as named by a trusted header.
-    pub(in super::super) fn new(app: &Arc<App>, newest: Version, user: Option<&str>, seat: Seat) -> Self {
-        let framing = Framing::web_socket(super::framing::limits(app.config.conformance));
+    pub(in super::super) fn new(
+        app: &Arc<App>,
+        newest: Version,
+        user: Option<&str>,
+        client: Client,
+        seat: Seat,
+    ) -> Self {
+        let stranger =
+            ws::Limits { frame: limits::UNAUTHENTICATED, message: limits::UNAUTHENTICATED, ..Default::default() };
+        let limits = if app.auth.is_some() { stranger } else { framing::limits(app.config.conformance) };
         let session = Session::new(app.stomp_options()).up_to(newest);
-        Self::over(framing, session, app, user, seat)
+        Self::over(Framing::web_socket(limits), session, app, user, client, seat)
     }
 
     /// A session over TCP without WebSocket (conformance mode): no handshake has named a host, so 1.2's CONNECT must.
     pub(in super::super) fn raw(app: &Arc<App>, seat: Seat) -> Self {
         let options = Options { require_host: true, ..(*app.stomp_options()).clone() };
-        Self::over(Framing::Raw, Session::new(Arc::new(options)), app, None, seat)
+        Self::over(Framing::Raw, Session::new(Arc::new(options)), app, None, Client::Others, seat)
     }
 
-    fn over(framing: Framing, session: Session, app: &Arc<App>, user: Option<&str>, seat: Seat) -> Self {
+    fn over(
+        framing: Framing,
+        session: Session,
+        app: &Arc<App>,
+        user: Option<&str>,
+        client: Client,
+        seat: Seat,
+    ) -> Self {
         Self {
             framing,
             session,
             opened: Instant::now(),
-            ends_at: app.ends_at(),
+            lifetime: app.lifetime(None),
             user: user.map(Into::into),
+            client,
             paused: false,
             deferred: false,
             replay_room: limits::REPLAY,
             upstream: None,
+            joining: 0,
             acknowledges: false,
             liking: None,
             member: None,
@@ -150,6 +177,9 @@ impl Talk {
             TalkReply::Liked { outcome, .. } => outcome.status >= 500,
             _ => false,
         };
+        if matches!(reply, TalkReply::Joined(..)) {
+            self.joining = self.joining.saturating_sub(1);
+        }
         let actions = match reply {
             TalkReply::Joined(wish, Ok(joined)) if joined.epoch != wish.format.epoch => {
                 // The session began before the database's epoch changed: all it says would be marked with the old one.
@@ -159,6 +189,16 @@ impl Talk {
             }
             TalkReply::Joined(wish, Ok(joined)) => self.joined(wish, joined, &mut changes),
             TalkReply::Joined(wish, Err(error)) => self.session.refused(wish.slot, &outcome(&Err(error))),
+            TalkReply::Authenticated(identity) => {
+                let good = identity.is_some();
+                if let Some(identity) = identity {
+                    self.lifetime = self.lifetime.until(identity.expires);
+                    self.user = Some((*identity.user).into());
+                    self.client = Client::User(identity.user);
+                    self.framing.set_limits(framing::limits(false));
+                }
+                self.session.authenticated(good)
+            }
             TalkReply::Liked { token, outcome } => {
                 self.liking = None;
                 self.session.outcome(token, &outcome)
@@ -201,6 +241,7 @@ impl Talk {
             };
             match action {
                 Action::Send(bytes) => out.extend_from_slice(&self.framing.frame(&bytes)),
+                Action::Authenticate(token) => self.authenticate(key, token),
                 Action::Subscribe(wish) => self.join(key, wish),
                 Action::Unsubscribe { slot, then } => {
                     let Some(changes) = changes.as_deref_mut() else {
@@ -229,7 +270,24 @@ impl Talk {
                 }
             }
         }
-        if self.paused || self.deferred { Flow::Pause } else { Flow::Continue }
+        self.flow()
+    }
+
+    /// Whether more may be read.
+    fn flow(&self) -> Flow {
+        let busy = self.paused || self.deferred || self.joining >= limits::SUBSCRIPTIONS;
+        if busy { Flow::Pause } else { Flow::Continue }
+    }
+
+    fn authenticate(&self, key: ConnKey, token: Option<Token>) {
+        let app = Arc::clone(&self.app);
+        self.app.runtime.spawn(async move {
+            let identity = match &app.auth {
+                Some(auth) => auth.user_of(token.as_ref().map(|token| &*token.0)).await,
+                None => None,
+            };
+            app.hub.reply(key, TalkReply::Authenticated(identity));
+        });
     }
 
     fn join(&mut self, key: ConnKey, wish: Subscribe) {
@@ -239,6 +297,7 @@ impl Talk {
             self.app.runtime.spawn(upstream.join(wish));
             return;
         }
+        self.joining += 1;
         let app = Arc::clone(&self.app);
         self.app.runtime.spawn(async move {
             let had = wish.last.map(|(epoch, version)| Position { epoch, version });
@@ -276,16 +335,20 @@ impl Talk {
 
     fn like(&mut self, key: ConnKey, like: Like) {
         let (app, user, token) = (Arc::clone(&self.app), self.user.clone(), like.token);
+        let allowed = self.app.rates.check(&self.client);
         self.liking = Some(self.app.runtime.spawn(async move {
-            let outcome = outcome(&do_like(&app, user, like).await);
+            let outcome = match allowed {
+                Ok(()) => outcome(&do_like(&app, user, like).await),
+                Err(refused) => outcome(&Err(refused)),
+            };
             app.hub.reply(key, TalkReply::Liked { token, outcome });
         }));
     }
 
     pub(super) fn sweep(&mut self, now: Instant, last_read: Instant, last_write: Instant, out: &mut Vec<u8>) -> Flow {
-        if self.ends_at.is_some_and(|end| now >= end) {
-            self.end(CloseReason::MaxAge, out);
-            return Flow::Close(CloseReason::MaxAge);
+        if let Some(why) = self.lifetime.over(now) {
+            self.end(why, out);
+            return Flow::Close(why);
         }
         self.replay_room = limits::REPLAY;
         let since = |then| now.saturating_duration_since(then);
@@ -299,7 +362,7 @@ impl Talk {
                 other => tracing::error!(?other, "a tick asks for this"),
             }
         }
-        if self.paused || self.deferred { Flow::Pause } else { Flow::Continue }
+        self.flow()
     }
 
     /// "Come back."
@@ -307,6 +370,7 @@ impl Talk {
         let (code, reason) = match why {
             CloseReason::MailboxFull => (close::TRY_LATER, "too slow: more updates wait than are kept"),
             CloseReason::NewEpoch => (close::RESTART, "the versions begin anew; come back"),
+            CloseReason::Expired => (close::POLICY, "the token has expired"),
             CloseReason::MaxAge => (close::RESTART, "the session has reached its age; come back"),
             _ => (close::RESTART, "the pod leaves; come back"),
         };

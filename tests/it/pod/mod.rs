@@ -10,15 +10,21 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 mod abuse;
+mod auth;
+mod auth_streams;
 mod child;
 mod client;
 mod conformance;
 mod cycles;
 mod handshake;
+mod hostile;
 mod http;
 mod leaving;
 mod likes;
+mod origin;
+mod outside;
 mod process;
+mod rates;
 mod raw;
 mod real;
 mod relay;
@@ -27,6 +33,8 @@ mod roles;
 mod sse;
 mod stomp;
 mod streams;
+mod tls;
+mod tokens;
 mod writing;
 
 /// What the tests wait for at most, on a busy machine.

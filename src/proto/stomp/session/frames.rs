@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::acks::Acks;
 use super::{
     AckMode, Action, End, Fault, Like, LikeOp, MAX_TRANSACTION_FRAMES, MAX_TRANSACTIONS, Pending, Relayed, Session,
-    State, Subscribe, Topic, Transaction,
+    State, Subscribe, Token, Topic, Transaction,
 };
 use crate::domain::{Epoch, PostId, Version};
 use crate::proto::sse;
@@ -72,12 +74,26 @@ impl Session {
         let agree = |sender: u32, receiver: u32| if sender == 0 || receiver == 0 { 0 } else { sender.max(receiver) };
         (self.send_ms, self.expect_ms) = (agree(ours, wants), agree(can_send, our_want));
         (self.version, self.state) = (version, State::Open);
-        let connected = Writer::new("CONNECTED", version)
-            .header("version", version.label())
+        if self.options.authenticate {
+            self.state = State::Greeting;
+            let bearer = frame.header("Authorization").or_else(|| frame.header("authorization"));
+            let bearer = bearer.and_then(|value| value.split_once(' '));
+            let bearer = bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token);
+            let token = bearer.or_else(|| frame.header("passcode"));
+            actions.push(Action::Authenticate(token.map(|token| Token(token.trim().into()))));
+        } else {
+            actions.push(Action::Send(self.connected()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn connected(&self) -> Bytes {
+        let (ours, our_want) = (millis(self.options.heartbeat_send), millis(self.options.heartbeat_want));
+        let connected = Writer::new("CONNECTED", self.version)
+            .header("version", self.version.label())
             .header("heart-beat", &format!("{ours},{our_want}"))
             .header("server", &self.options.server);
-        actions.push(Action::Send(connected.end().into()));
-        Ok(())
+        connected.end().into()
     }
 
     fn on_send(&mut self, frame: &Frame, actions: &mut Vec<Action>) -> Done {

@@ -27,6 +27,8 @@ pub struct Options {
     pub subscriptions: usize,
     /// Most bytes of a frame's body.
     pub body: usize,
+    /// Whether a CONNECT must be answered by [`super::Session::authenticated`] before anything else is done.
+    pub authenticate: bool,
     /// Whether a 1.2 CONNECT without `host` is refused, as the specification has it. Not so over WebSocket: the handshake
     /// has named the host already, and the commonest client (stompjs) sends none unless the page says so.
     pub require_host: bool,
@@ -45,9 +47,20 @@ impl Default for Options {
             connect_timeout: Duration::from_secs(10),
             subscriptions: 128,
             body: 64 * 1024,
+            authenticate: false,
             require_host: true,
             relay: false,
         }
+    }
+}
+
+/// What a client shows in its CONNECT. Not to be seen in any log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(pub Box<str>);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(…)")
     }
 }
 
@@ -151,6 +164,9 @@ pub enum End {
 /// What the connection has to do, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
+    /// Find out whose token this is, from `Authorization: Bearer …` or `passcode`; answer with
+    /// [`super::Session::authenticated`]. Nothing is read meanwhile.
+    Authenticate(Option<Token>),
     /// Send these STOMP bytes as one WebSocket message: text if they are UTF-8, else binary.
     Send(Bytes),
     /// Subscribe it.
