@@ -46,6 +46,7 @@ impl Outside {
         TestPods {
             addresses: vec![self.listen],
             admins: vec![self.admin],
+            stomp_addresses: vec![None],
             shutdown: tokio_util::sync::CancellationToken::new(),
             running: Vec::new(),
             http: reqwest::Client::new(),
