@@ -90,7 +90,9 @@ fn empty_data() -> &'static Path {
         let data = folder.join("data");
         let mut command = Command::new(install);
         command.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
-        command.args(["--innodb-log-file-size=8M".into(), format!("--datadir={}", data.display())]);
+        // In a common folder, two that are made at once take each other's temporary tables for their own.
+        command.args([format!("--tmpdir={}", folder.display()), format!("--datadir={}", data.display())]);
+        command.arg("--innodb-log-file-size=8M");
         if nix::unistd::geteuid().is_root() {
             command.arg("--user=root");
         }

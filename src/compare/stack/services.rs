@@ -286,7 +286,13 @@ async fn install_database(program: &Path, data: &Path) -> anyhow::Result<()> {
         command.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
         command
     };
-    command.arg(format!("--datadir={}", data.display())).args(as_root());
+    // In a common one, two that are made at once take each other's temporary tables for their own.
+    let temporary = data.with_extension("tmp");
+    fs::create_dir_all(&temporary)?;
+    command
+        .arg(format!("--datadir={}", data.display()))
+        .arg(format!("--tmpdir={}", temporary.display()))
+        .args(as_root());
     let done =
         command.stdin(std::process::Stdio::null()).stdout(out.try_clone()?).stderr(out).kill_on_drop(true).status();
     if !done.await?.success() {
