@@ -18,6 +18,9 @@ use crate::store::{LikeRequest, LikeStore, StoreError, StoreOptions, WriteStrate
 /// Likes before the clock starts: connections are made, statements prepared.
 const WARM_UP: u32 = 200;
 
+/// This process, in the figures.
+const OWN: &str = "callers and store";
+
 /// What a caller has seen.
 #[derive(Debug, Default)]
 struct Seen {
@@ -54,7 +57,7 @@ pub(super) async fn run(
 
     let post = store.create_post("contention").await?.id;
     let before = commits(&mut watcher).await?;
-    let watched = [("callers and store".to_owned(), own_pid()), ("database".to_owned(), database.process.pid)];
+    let watched = [(OWN.to_owned(), own_pid()), ("database".to_owned(), database.process.pid)];
     let (cpu, started) = (Window::open(&watched), Instant::now());
     let over = Arc::new(AtomicBool::new(false));
     let counting = tokio::spawn(count(store.clone(), post, write, Arc::clone(&over)));
@@ -79,7 +82,7 @@ pub(super) async fn run(
         counted_after_ms: later.then(|| quantiles(&mut counted_after)),
         ..Run::default()
     };
-    run.set_cpu(&uses);
+    run.set_cpu(&uses, OWN);
     store.close(Duration::from_secs(2)).await;
     Ok(run)
 }

@@ -34,10 +34,15 @@ impl Run {
         self.likes as f64 / self.seconds
     }
 
-    pub(super) fn set_cpu(&mut self, uses: &[ProcessUse]) {
+    /// `own` is the name of this process, below which all the others run: what it is said to have used is theirs too.
+    pub(super) fn set_cpu(&mut self, uses: &[ProcessUse], own: &str) {
         for one in uses {
             let name = if one.name.starts_with("pod-") { "pods" } else { &one.name };
             *self.cpu.entry(name.into()).or_default() += one.user_s + one.system_s;
+        }
+        let others: f64 = self.cpu.iter().filter(|(name, _)| *name != own).map(|(_, used)| used).sum();
+        if let Some(used) = self.cpu.get_mut(own) {
+            *used = (*used - others).max(0.0);
         }
     }
 }

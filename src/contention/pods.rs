@@ -20,6 +20,9 @@ use crate::compare::stack::processes::Process;
 use crate::domain::PostId;
 use crate::store::{LikeStore, StoreOptions, WriteStrategy};
 
+/// This process, in the figures.
+const OWN: &str = "clients";
+
 /// A pod's word that it serves.
 #[derive(Debug, Deserialize)]
 struct Announced {
@@ -59,7 +62,7 @@ pub(super) async fn run(lab: &Lab, write: WriteStrategy, config: &Config, door: 
     let mut watched: Vec<(String, i32)> =
         pods.iter().enumerate().map(|(at, pod)| (format!("pod-{}", at + 1), pod.process.pid)).collect();
     watched.extend([
-        ("clients".to_owned(), own_pid()),
+        (OWN.to_owned(), own_pid()),
         ("database".to_owned(), lab.database.process.pid),
         ("nats".to_owned(), lab.nats.process.pid),
     ]);
@@ -81,7 +84,7 @@ pub(super) async fn run(lab: &Lab, write: WriteStrategy, config: &Config, door: 
         counted_after_ms: if later { Some(from_pods(&pods, "pushlab_pending_seconds", true).await) } else { None },
         ..Run::default()
     };
-    run.set_cpu(&uses);
+    run.set_cpu(&uses, OWN);
     for pod in &mut pods {
         let _ = lab.guardian.signal(pod.process.pid, nix::sys::signal::Signal::SIGKILL).await;
         pod.process.wait().await;
