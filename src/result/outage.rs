@@ -39,7 +39,10 @@ pub(super) fn outages(run: &RunResult, index: &Index) -> Outages {
     let mut outages: BTreeMap<(u32, u64), Outage> = BTreeMap::new();
     let mut lost: BTreeMap<u32, u64> = BTreeMap::new();
     for session in run.header.sessions.iter().filter(|session| !session.slow) {
-        if let (Some(joined), Some(from)) = (session.joined_us, lost.remove(&session.viewer)) {
+        // An attempt that failed heals nobody.
+        if let Some(joined) = session.joined_us
+            && let Some(from) = lost.remove(&session.viewer)
+        {
             let outage = outages.entry((session.viewer, from)).or_default();
             (outage.open, outage.healed) = (false, Some(u64::from(joined).saturating_sub(from)));
         }
@@ -140,6 +143,21 @@ mod tests {
         mark(&mut run, &[(500_000, false)]);
         // Viewer 1 is cut at 1 s, which is the same fault's.
         assert_eq!(of(&run), Outages { noticed: vec![500_000], healed: vec![746_200, 546_500] });
+    }
+
+    #[test]
+    fn attempts_that_fail_count_into_the_time_to_heal() {
+        let mut run = good();
+        mark(&mut run, &[(990_000, false)]);
+        let failed = Session {
+            joined_us: None,
+            ended_us: Some(1_020_000),
+            reason: Some("refused".into()),
+            ..run.header.sessions[2].clone()
+        };
+        run.header.sessions.insert(2, failed);
+        run.arrivals.session.iter_mut().filter(|session| **session >= 2).for_each(|session| *session += 1);
+        assert_eq!(of(&run), Outages { noticed: vec![10_000], healed: vec![56_500] });
     }
 
     #[test]

@@ -47,7 +47,6 @@ fn sound(run: &RunResult, said: &str) {
 }
 
 #[test]
-#[ignore = "on trial until it has been seen to pass"]
 fn a_drained_pod_fails_no_like_and_a_broker_that_was_killed_loses_no_value() {
     let folder = tempfile::tempdir().unwrap();
     let (said, runs) = compare(

@@ -192,7 +192,6 @@ async fn endless_send(address: SocketAddr, post: u64, time: Duration) -> usize {
 
 /// The bar is 5,000 half-open handshakes (`PUSHLAB_HALF_OPEN=5000`); what everybody runs is 1,000.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "on trial until it has been seen to pass"]
 async fn attacks_are_answered_and_cost_nobody_else() {
     let handshakes = std::env::var("PUSHLAB_HALF_OPEN").map_or(1_000, |n| n.parse().unwrap());
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();

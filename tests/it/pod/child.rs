@@ -26,6 +26,7 @@ pub(super) struct Held {
 
 impl Child {
     pub(super) fn start(nats: &NatsServer) -> Self {
+        pushlab::serve::tls::provide(); // which reqwest looks for
         let folder = tempfile::tempdir().unwrap();
         let mut process = Command::new(env!("CARGO_BIN_EXE_pushlab"))
             .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--nats-url", &nats.url()])

@@ -47,7 +47,6 @@ async fn cycle(address: SocketAddr, posts: &[u64], cycles: usize) {
 
 /// The bar is 10,000 cycles (`PUSHLAB_CYCLES=10000`, about a minute); what everybody runs is 500.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "on trial until it has been seen to pass"]
 async fn after_thousands_of_clients_that_vanished_the_pod_holds_what_it_held() {
     let nats = NatsServer::start();
     let pod = Child::start(&nats);
@@ -86,7 +85,6 @@ async fn after_thousands_of_clients_that_vanished_the_pod_holds_what_it_held() {
 
 /// The pod runs in this test's own runtime, which counts its tasks.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "on trial until it has been seen to pass"]
 async fn no_task_outlives_its_client() {
     let pods = TestPods::start(&[]).await;
     let posts = [pods.post().await, pods.post().await];
