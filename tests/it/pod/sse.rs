@@ -46,8 +46,10 @@ impl Bare {
 
     /// Reads until `end` ends the text.
     async fn until(&mut self, end: &str) -> &str {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
         while !self.text.ends_with(end) {
             assert!(self.more().await, "the stream ended: {:?}", self.text);
+            assert!(tokio::time::Instant::now() < deadline, "no {end:?} in {:?}", self.text);
         }
         &self.text
     }
