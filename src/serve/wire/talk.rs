@@ -49,7 +49,7 @@ pub struct Talk {
     /// With `--fanout relay`: its own connection to the broker.
     upstream: Option<Box<Upstream>>,
     /// Joins under way, those included whose client has left again meanwhile.
-    joining: usize,
+    joining: u16,
     /// Some subscription has MESSAGEs of its own making (`ack` other than `auto`).
     acknowledges: bool,
     /// The like under way, so that those left over when the peer vanishes come after it.
@@ -275,7 +275,7 @@ impl Talk {
 
     /// Whether more may be read.
     fn flow(&self) -> Flow {
-        let busy = self.paused || self.deferred || self.joining >= limits::SUBSCRIPTIONS;
+        let busy = self.paused || self.deferred || usize::from(self.joining) >= limits::SUBSCRIPTIONS;
         if busy { Flow::Pause } else { Flow::Continue }
     }
 
@@ -297,7 +297,7 @@ impl Talk {
             self.app.runtime.spawn(upstream.join(wish));
             return;
         }
-        self.joining += 1;
+        self.joining = self.joining.saturating_add(1);
         let app = Arc::clone(&self.app);
         self.app.runtime.spawn(async move {
             let had = wish.last.map(|(epoch, version)| Position { epoch, version });
