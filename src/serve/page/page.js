@@ -148,7 +148,8 @@ async function start() {
   if (answer.status >= 300) {
     signInIf(answer);
     trouble(problem(answer));
-    if (answer.status === 404) at("choose").hidden = false; else setTimeout(begin, 2000 + 2000 * Math.random());
+    if (answer.status === 404) at("choose").hidden = false;
+    else if (answer.status !== 401) later();         // a token is somebody's to give, and no time helps
     return [];
   }
   at("trouble").hidden = true;
@@ -158,11 +159,15 @@ async function start() {
   return watch();
 }
 
-let keepers = [];
-const begin = () => start().then(made => { keepers = made; }, () => {
-  trouble("The server cannot be reached; trying again.");
-  setTimeout(begin, 2000 + 2000 * Math.random());
-});
+let keepers = [], beginning = null;
+const later = () => { beginning = setTimeout(begin, 2000 + 2000 * Math.random()); };
+function begin() {
+  clearTimeout(beginning);
+  start().then(made => { keepers = made; }, () => {
+    trouble("The server cannot be reached; trying again.");
+    later();
+  });
+}
 at("sign-in").onsubmit = event => {
   event.preventDefault();
   token = at("token").value.trim();
