@@ -178,6 +178,13 @@ async fn a_user_has_one_like(url: &Target) {
     let outcomes = all(std::slice::from_ref(&store), vec![mine(LikeOp::Like); 20]).await;
     assert_eq!(outcomes.into_iter().filter(|o| o.as_ref().unwrap().changed).count(), 1);
     assert_eq!(state(&store, post).await, (1, 1));
+    // One more with a key: its answer is kept, and nothing else.
+    let kept = LikeRequest { key: keyed(post, "mine", b"").key, ..mine(LikeOp::Like) };
+    for replayed in [false, true] {
+        let outcome = store.apply(&kept).await.unwrap();
+        assert!(!outcome.changed && outcome.replayed == replayed && outcome.state.version == Version(1), "{outcome:?}");
+    }
+    assert_eq!(state(&store, post).await, (1, 1));
     let back = store.apply(&mine(LikeOp::Unlike)).await.unwrap();
     assert!(back.changed && back.state.likes == 0 && back.state.version == Version(2));
     assert!(!store.apply(&mine(LikeOp::Unlike)).await.unwrap().changed);
