@@ -495,6 +495,12 @@ impl Grid {
         if self.fault.iter().any(|fault| edged.contains(fault)) && !self.edge.iter().all(|edge| edge.buffers()) {
             return Err(("edge", "a reload of the proxy, or a path from or to it, needs nginx".into()));
         }
+        if self.pod_flags.iter().any(|flags| flags.contains("--write event") || flags.contains("--write=event")) {
+            return Err((
+                "pod_flags",
+                "its answers carry no version, so no ledger closes: `pushlab bench writes`".into(),
+            ));
+        }
         if self.pod_flags.iter().any(|flags| !flags.is_empty() && !flags.starts_with("--")) {
             return Err(("pod_flags", "each text is empty or begins with the first flag: \"--resume replay\"".into()));
         }
