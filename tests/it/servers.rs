@@ -14,8 +14,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sqlx::{Connection, Executor, MySqlConnection};
 
-/// Ends its child when its own standard input ends, that is when this process is gone; then removes the folder.
-const GUARD: &str = r#"dir=$1; shift; "$@" >"$dir/log" 2>&1 & pid=$!; echo $pid; read -r _; kill -9 $pid; wait $pid 2>/dev/null
+/// Ends its child when its own standard input ends, that is when this process is gone; then removes the folder. Its
+/// workers (nginx) are killed right after it.
+const GUARD: &str = r#"dir=$1; shift; "$@" >"$dir/log" 2>&1 & pid=$!; echo $pid; read -r _
+kill -9 $pid $(cat /proc/$pid/task/$pid/children 2>/dev/null); wait $pid 2>/dev/null
 [ -e "$dir/keep" ] || rm -rf "$dir""#;
 
 /// A running program under guard.
@@ -51,7 +53,7 @@ pub(crate) fn program(names: &[&str], variable: &str, hint: &str) -> PathBuf {
     let home = std::env::var("HOME").unwrap_or_default();
     let path = std::env::var("PATH").unwrap_or_default();
     let folders = path.split(':').map(str::to_owned).chain(
-        ["/usr/sbin", "/usr/local/bin", "/opt/pv/bin", ".venv/bin"]
+        ["/usr/sbin", "/usr/local/bin", ".venv/bin"]
             .map(str::to_owned)
             .into_iter()
             .chain([format!("{home}/.local/bin")]),
