@@ -182,8 +182,16 @@ async fn a_pod_that_is_full_leaves_a_ticket_for_another() {
     assert_eq!(status(&pods, 0, &with).await, 503);
     assert_eq!(status(&pods, 0, &format!("/posts/99999/likes?ticket={ticket}")).await, 503);
     drop(first);
-    pods.metric_becomes(0, "pushlab_connections", "sse", 0.0).await;
-    assert_eq!(status(&pods, 0, &with).await, 200);
+    // The seat is free a moment after the connection is no longer counted; a ticket that was refused a seat is still good.
+    let mut answer = 503;
+    for _ in 0..100 {
+        answer = status(&pods, 0, &with).await;
+        if answer != 503 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(answer, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
