@@ -1,5 +1,7 @@
 //! Tokens on streams: CONNECT, cookie and ticket; and the end of what they opened.
 
+use std::time::Duration;
+
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::time::timeout;
