@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
-use serde::Deserialize;
+use anyhow::{Context, ensure};
 use sqlx::{Connection, MySqlConnection};
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
@@ -22,13 +21,6 @@ use crate::store::{LikeStore, StoreOptions, WriteStrategy};
 
 /// This process, in the figures.
 const OWN: &str = "clients";
-
-/// A pod's word that it serves.
-#[derive(Debug, Deserialize)]
-struct Announced {
-    listen: String,
-    admin: String,
-}
 
 /// A pod and its process.
 struct Pod {
@@ -101,13 +93,8 @@ async fn start(lab: &Lab, write: WriteStrategy, number: u32) -> anyhow::Result<P
     let program = std::env::current_exe().context("cannot find this program")?;
     let log = lab.guardian.folder().join(format!("{name}.log"));
     let mut process = lab.guardian.spawn(Spawn { program, args, log, lines: true, ..Spawn::default() }).await?;
-    match tokio::time::timeout(Duration::from_secs(20), process.lines.recv()).await {
-        Ok(Some(line)) => {
-            let Announced { listen, admin } = serde_json::from_str(&line)?;
-            Ok(Pod { listen, admin, process })
-        }
-        _ => bail!("{name} does not serve; {}", process.log_tail()),
-    }
+    let said = process.announced(&name).await?;
+    Ok(Pod { listen: said.listen, admin: said.admin, process })
 }
 
 /// Opens everybody's connection and sends a like on another post over it.

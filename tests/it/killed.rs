@@ -53,9 +53,8 @@ impl Lab {
         let log = self.guardian.folder().join(format!("{name}.log"));
         let spawn = Spawn { program: PUSHLAB.into(), args, log, lines: true, ..Spawn::default() };
         let mut process = self.guardian.spawn(spawn).await.unwrap();
-        let line = process.lines.recv().await.unwrap_or_else(|| panic!("{}", process.log_tail()));
-        let said: Value = serde_json::from_str(&line).unwrap();
-        Child { address: said["listen"].as_str().unwrap().to_owned(), process }
+        let address = process.announced(name).await.unwrap().listen;
+        Child { address, process }
     }
 
     /// A pod without sockets in this process, which tells what reaches its viewers.

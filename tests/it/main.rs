@@ -12,6 +12,7 @@ mod likes;
 mod load;
 mod page;
 mod pod;
+mod pod_process;
 mod proxy;
 mod servers;
 mod stack;

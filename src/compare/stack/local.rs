@@ -1,22 +1,11 @@
 //! The local stack's pods: one `pushlab serve` child each, beside a real broker and a real database.
 
-use std::time::Duration;
-
-use anyhow::{Context, bail};
-use serde::Deserialize;
+use anyhow::bail;
 
 use super::guardian::Spawn;
 use super::processes::Process;
 use super::{Deployment, Pod, Stack};
 use crate::compare::plan::{Accel, Broken, FaultKind, Planned, Scenario, Switch};
-
-/// A pod's word that it serves.
-#[derive(Debug, Deserialize)]
-struct Announced {
-    pod: String,
-    listen: String,
-    admin: String,
-}
 
 /// What every pod of a cell is told, whatever the stack.
 #[must_use]
@@ -74,17 +63,8 @@ pub(super) async fn serve(
     let mut process = stack.guardian.spawn(spawn).await?;
     let mut up = Vec::new();
     while up.len() < pods {
-        match tokio::time::timeout(Duration::from_secs(20), process.lines.recv()).await {
-            Ok(Some(line)) => {
-                let said: Announced = serde_json::from_str(&line).with_context(|| format!("{name} said {line:?}"))?;
-                up.push(Pod { name: said.pod, listen: said.listen, admin: said.admin, pid: Some(process.pid) });
-            }
-            Ok(None) => {
-                let ended = process.wait().await;
-                bail!("{name} ended at once ({}); {}", ended.how, process.log_tail());
-            }
-            Err(_) => bail!("{name} does not serve after 20 s; {}", process.log_tail()),
-        }
+        let said = process.announced(name).await?;
+        up.push(Pod { name: said.pod, listen: said.listen, admin: said.admin, pid: Some(process.pid) });
     }
     Ok((up, process))
 }

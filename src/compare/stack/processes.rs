@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
+use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -36,6 +37,17 @@ struct Waiting {
     lines: HashMap<i32, mpsc::Sender<String>>,
     ends: HashMap<i32, watch::Sender<Option<Ended>>>,
     gone: bool,
+}
+
+/// A pod's word that it serves: the line that `pushlab serve` prints for each of its pods.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Announced {
+    /// Its name.
+    pub pod: String,
+    /// Public address, `host:port`.
+    pub listen: String,
+    /// Admin address, `host:port`.
+    pub admin: String,
 }
 
 /// How a process ended.
@@ -206,6 +218,21 @@ impl Process {
     pub async fn wait(&mut self) -> Ended {
         let gone = Ended { code: None, how: "the guardian is gone".into() };
         self.ended.wait_for(Option::is_some).await.ok().and_then(|ended| ended.clone()).unwrap_or(gone)
+    }
+
+    /// Waits until the next pod of this `pushlab serve` (started with `lines`) says where it listens.
+    ///
+    /// # Errors
+    /// When it ends, says something else or nothing for 20 s; with the end of its log. `name` is for these messages.
+    pub async fn announced(&mut self, name: &str) -> anyhow::Result<Announced> {
+        match tokio::time::timeout(Duration::from_secs(20), self.lines.recv()).await {
+            Ok(Some(line)) => serde_json::from_str(&line).with_context(|| format!("{name} said {line:?}")),
+            Ok(None) => {
+                let ended = self.wait().await;
+                bail!("{name} ended at once ({}); {}", ended.how, self.log_tail())
+            }
+            Err(_) => bail!("{name} does not serve after 20 s; {}", self.log_tail()),
+        }
     }
 
     /// Whether it has ended, and how.

@@ -56,10 +56,8 @@ impl Lab {
             let log = guardian.folder().join(format!("{name}.log"));
             let spawn = Spawn { program: PUSHLAB.into(), args, log, lines: true, ..Spawn::default() };
             let mut process = guardian.spawn(spawn).await.unwrap();
-            let said = process.lines.recv().await.unwrap_or_else(|| panic!("{}", process.log_tail()));
-            let said: Value = serde_json::from_str(&said).unwrap();
-            let field = |name: &str| said[name].as_str().unwrap().to_owned();
-            pods.push(Pod { listen: field("listen"), admin: field("admin"), process });
+            let said = process.announced(name).await.unwrap();
+            pods.push(Pod { listen: said.listen, admin: said.admin, process });
         }
         let named = [("pod-1".to_owned(), pods[0].listen.clone()), ("pod-2".to_owned(), pods[1].listen.clone())];
         let config = EdgeConfig::new(Edge::NginxLeastConn);

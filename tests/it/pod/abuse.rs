@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use super::PATIENCE;
-use super::child::Child;
+use crate::pod_process::PodProcess;
 use crate::servers::NatsServer;
 
 /// What all attacks together may add to a pod's resident memory, in MiB: 5,000 half-open handshakes at 8 KiB are 40.
@@ -49,14 +49,14 @@ impl Witness {
 }
 
 /// Likes until told to stop, at least `least` of them; how long each took until its witness saw it.
-async fn watch(pod: &Child, stop: &tokio_util::sync::CancellationToken, least: u64) -> Vec<Duration> {
+async fn watch(pod: &PodProcess, stop: &tokio_util::sync::CancellationToken, least: u64) -> Vec<Duration> {
     let post = pod.post().await;
-    let mut witness = Witness::new(pod.address, post).await;
+    let mut witness = Witness::new(pod.listen, post).await;
     let client = reqwest::Client::new();
     let mut delays = Vec::new();
     while delays.len() < usize::try_from(least).unwrap() || !stop.is_cancelled() {
         let began = Instant::now();
-        let answer = client.post(format!("http://{}/posts/{post}/likes", pod.address)).send().await.unwrap();
+        let answer = client.post(pod.url(&format!("/posts/{post}/likes"))).send().await.unwrap();
         assert_eq!(answer.status(), 200);
         witness.sees(delays.len() as u64 + 1).await;
         delays.push(began.elapsed());
@@ -197,8 +197,8 @@ async fn attacks_are_answered_and_cost_nobody_else() {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
     let nats = NatsServer::start();
-    let pod = Child::start(&nats);
-    let (address, post) = (pod.address, pod.post().await);
+    let pod = PodProcess::start(&["--nats-url", &nats.url()]);
+    let (address, post) = (pod.listen, pod.post().await);
     let stop = tokio_util::sync::CancellationToken::new();
     stop.cancel();
     let mut before = watch(&pod, &stop, 200).await;

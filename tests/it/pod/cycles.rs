@@ -7,10 +7,32 @@ use futures_util::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::child::{Child, Held};
 use super::client::Stomp;
 use super::{PATIENCE, TestPods};
+use crate::pod_process::PodProcess;
 use crate::servers::NatsServer;
+
+/// What must return.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Held {
+    descriptors: usize,
+    threads: usize,
+    connections: f64,
+    watched: f64,
+    subscriptions: u64,
+}
+
+async fn held(pod: &PodProcess, nats: &NatsServer) -> Held {
+    let told: serde_json::Value =
+        reqwest::get(format!("{}/subsz", nats.monitor())).await.unwrap().json().await.unwrap();
+    Held {
+        descriptors: pod.count("fd"),
+        threads: pod.count("task"),
+        connections: pod.metric("pushlab_connections", "").await,
+        watched: pod.metric("pushlab_watched_posts", "").await,
+        subscriptions: told["num_subscriptions"].as_u64().unwrap(),
+    }
+}
 
 /// Opens a stream, waits for its snapshot, and vanishes: by a reset, or by an end.
 async fn sse(address: SocketAddr, post: u64, reset: bool) {
@@ -49,17 +71,17 @@ async fn cycle(address: SocketAddr, posts: &[u64], cycles: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_thousands_of_clients_that_vanished_the_pod_holds_what_it_held() {
     let nats = NatsServer::start();
-    let pod = Child::start(&nats);
+    let pod = PodProcess::start(&["--nats-url", &nats.url()]);
     let mut posts = Vec::new();
     for _ in 0..10 {
         posts.push(pod.post().await);
     }
     // The first of all make what stays: pools, a thread here and there, arenas of the allocator.
-    cycle(pod.address, &posts, 100).await;
+    cycle(pod.listen, &posts, 100).await;
     let settled = async |what: &str, wanted: Option<Held>| {
         let deadline = Instant::now() + 2 * PATIENCE;
         loop {
-            let held = pod.held(&nats).await;
+            let held = held(&pod, &nats).await;
             let empty = held.connections == 0.0 && held.watched == 0.0;
             if empty
                 && wanted.is_none_or(|wanted| {
@@ -75,7 +97,7 @@ async fn after_thousands_of_clients_that_vanished_the_pod_holds_what_it_held() {
     let before = settled("before", None).await;
     let rss = pod.rss_mib();
     let cycles = std::env::var("PUSHLAB_CYCLES").map_or(500, |n| n.parse().unwrap());
-    cycle(pod.address, &posts, cycles).await;
+    cycle(pod.listen, &posts, cycles).await;
     let after = settled("after", Some(before)).await;
     assert_eq!(after.threads, before.threads, "{after:?}");
     let grown = pod.rss_mib() - rss;

@@ -6,12 +6,12 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::client::{Sse, Stomp};
-use super::outside::Outside;
 use super::tokens::{SECRET, secret_file, token};
 use super::{PATIENCE, TestPods};
+use crate::pod_process::PodProcess;
 
 /// What any one abuse may cost the pod, MiB.
-const ABUSE: u64 = 64;
+const ABUSE_MIB: f64 = 64.0;
 
 /// A viewer on each transport who has nothing to do with it, and a liker.
 struct Bystander {
@@ -39,7 +39,7 @@ impl Bystander {
     }
 }
 
-async fn connect(pod: &Outside) -> TcpStream {
+async fn connect(pod: &PodProcess) -> TcpStream {
     timeout(PATIENCE, TcpStream::connect(pod.listen)).await.expect("a connection").unwrap()
 }
 
@@ -80,11 +80,11 @@ async fn every_kind_of_half_handshake_is_closed_in_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_too_large_is_refused_when_it_is_announced() {
-    let pod = Outside::start(&[]);
-    let pods = pod.pods();
+    let pod = PodProcess::start(&[]);
+    let pods = TestPods::of(&pod);
     let mut bystander = Bystander::new(&pods).await;
     bystander.goes_on(&pods).await;
-    let before = pod.rss();
+    let before = pod.rss_mib();
 
     // A body of 1 GiB.
     let mut socket = connect(&pod).await;
@@ -108,17 +108,17 @@ async fn what_is_too_large_is_refused_when_it_is_announced() {
     let said = answer(&mut socket).await;
     assert!(said.is_empty() || said.starts_with("HTTP/1.1 431 "), "{said}");
 
-    let grown = pod.rss().saturating_sub(before);
-    assert!(grown <= ABUSE, "{grown} MiB");
+    let grown = pod.rss_mib() - before;
+    assert!(grown <= ABUSE_MIB, "{grown:.1} MiB");
     bystander.goes_on(&pods).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_joins_and_leaves_without_end_waits_for_the_database() {
-    let pod = Outside::start(&[]);
-    let pods = pod.pods();
+    let pod = PodProcess::start(&[]);
+    let pods = TestPods::of(&pod);
     let mut bystander = Bystander::new(&pods).await;
-    let before = pod.rss();
+    let before = pod.rss_mib();
     let mut session = Stomp::open(pod.listen).await;
     let pair =
         format!("SUBSCRIBE\nid:1\ndestination:/topic/posts.{}.likes\n\n\0UNSUBSCRIBE\nid:1\n\n\0", bystander.post);
@@ -127,16 +127,16 @@ async fn who_joins_and_leaves_without_end_waits_for_the_database() {
     }
     session.send("DISCONNECT\nreceipt:bye\n\n\0").await;
     while session.frame().await.header("receipt-id") != "bye" {}
-    let grown = pod.rss().saturating_sub(before);
-    assert!(grown <= ABUSE, "{grown} MiB");
+    let grown = pod.rss_mib() - before;
+    assert!(grown <= ABUSE_MIB, "{grown:.1} MiB");
     bystander.goes_on(&pods).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strange_ids_and_headers_are_refused_and_reach_no_log_line() {
     let secret = secret_file();
-    let pod = Outside::start(&["--trust-user-header", "X-User"]);
-    let pods = pod.pods();
+    let pod = PodProcess::logging(&["--trust-user-header", "X-User"], Some("pushlab=trace,info"));
+    let pods = TestPods::of(&pod);
     let mut bystander = Bystander::new(&pods).await;
     let ids = [
         "*",
@@ -219,8 +219,11 @@ async fn strange_ids_and_headers_are_refused_and_reach_no_log_line() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_token_ticket_or_secret_reaches_the_log() {
     let secret = secret_file();
-    let pod = Outside::start(&["--auth", "jwt", "--jwt-secret-file", secret.path().to_str().unwrap()]);
-    let pods = pod.pods();
+    let pod = PodProcess::logging(
+        &["--auth", "jwt", "--jwt-secret-file", secret.path().to_str().unwrap()],
+        Some("pushlab=trace,info"),
+    );
+    let pods = TestPods::of(&pod);
     let good = token("ann");
     let bearer = [("authorization", format!("Bearer {good}"))];
     let headers: Vec<_> = bearer.iter().map(|(name, value)| (*name, value.as_str())).collect();

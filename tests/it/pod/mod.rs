@@ -1,7 +1,6 @@
 //! Pods on port 0 in this process, spoken to by independent clients (reqwest, tungstenite, raw sockets).
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use clap::Parser;
 use pushlab::serve::{Config, Drained, build};
@@ -9,10 +8,11 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::pod_process::{self, PATIENCE, PodProcess};
+
 mod abuse;
 mod auth;
 mod auth_streams;
-mod child;
 mod client;
 mod conformance;
 mod cycles;
@@ -22,7 +22,6 @@ mod http;
 mod leaving;
 mod likes;
 mod origin;
-mod outside;
 mod process;
 mod rates;
 mod raw;
@@ -36,9 +35,6 @@ mod streams;
 mod tls;
 mod tokens;
 mod writing;
-
-/// What the tests wait for at most, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Parser)]
 struct Cli {
@@ -102,16 +98,26 @@ impl TestPods {
         })
     }
 
+    /// The same helpers for a pod that is a process of its own.
+    fn of(process: &PodProcess) -> Self {
+        Self {
+            addresses: vec![process.listen],
+            admins: vec![process.admin],
+            stomp_addresses: vec![None],
+            shutdown: CancellationToken::new(),
+            running: Vec::new(),
+            http: reqwest::Client::new(),
+            _folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
     fn url(&self, pod: usize, path: &str) -> String {
         format!("http://{}{path}", self.addresses[pod])
     }
 
     /// A new post's id.
     async fn post(&self) -> u64 {
-        let body = serde_json::json!({ "title": "a post" });
-        let answer = self.http.post(self.url(0, "/posts")).json(&body).send().await.unwrap();
-        assert_eq!(answer.status(), 201);
-        answer.json::<Value>().await.unwrap()["id"].as_u64().unwrap()
+        pod_process::new_post(&self.http, self.addresses[0]).await
     }
 
     /// +1 on this pod; the answer.
@@ -123,27 +129,12 @@ impl TestPods {
 
     /// A metric of a pod, summed over its series that contain `labels`.
     async fn metric(&self, pod: usize, name: &str, labels: &str) -> f64 {
-        let url = format!("http://{}/metrics", self.admins[pod]);
-        let text = self.http.get(url).send().await.unwrap().text().await.unwrap();
-        let of = |line: &str| {
-            let (series, value) = line.rsplit_once(' ')?;
-            let (found, rest) = series.split_once('{').unwrap_or((series, ""));
-            (found == name && rest.contains(labels)).then(|| value.parse::<f64>().unwrap())
-        };
-        text.lines().filter_map(of).sum()
+        pod_process::metric(&self.http, self.admins[pod], name, labels).await
     }
 
     /// Waits until the metric is `wanted`.
     async fn metric_becomes(&self, pod: usize, name: &str, labels: &str, wanted: f64) {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        loop {
-            let now = self.metric(pod, name, labels).await;
-            if (now - wanted).abs() < 0.5 {
-                return;
-            }
-            assert!(tokio::time::Instant::now() < deadline, "{name}{{{labels}}} is {now}, not {wanted}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        pod_process::metric_becomes(&self.http, self.admins[pod], name, labels, wanted).await;
     }
 
     /// As SIGTERM would.

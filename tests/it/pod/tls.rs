@@ -14,8 +14,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_tungstenite::tungstenite::Message;
 
-use super::outside::Outside;
 use super::{PATIENCE, TestPods};
+use crate::pod_process::PodProcess;
 
 /// A pod with a certificate of its own for `localhost`.
 struct Secured {
@@ -161,7 +161,7 @@ async fn curl_agrees_and_plain_http_is_not_served() {
 async fn a_new_certificate_is_taken_on_sighup() {
     let folder = tempfile::tempdir().unwrap();
     let (file, key, _) = certify(&folder);
-    let pod = Outside::start(&["--tls-cert", file.to_str().unwrap(), "--tls-key", key.to_str().unwrap()]);
+    let pod = PodProcess::start(&["--tls-cert", file.to_str().unwrap(), "--tls-key", key.to_str().unwrap()]);
     let (_, _, renewed) = certify(&folder);
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
