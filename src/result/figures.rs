@@ -278,7 +278,7 @@ fn quantiles(histogram: &Histogram<u64>, likes: u64) -> Quantiles {
         p50: q(0.5, 20),
         p90: q(0.9, 100),
         p99: q(0.99, 1_000),
-        p999: q(0.999, 10_000),
+        p999: q(0.999, CARRY_P999),
         max: (!histogram.is_empty()).then(|| histogram.max() as f64),
         hdr: base64::engine::general_purpose::STANDARD.encode(hdr),
     }
@@ -334,15 +334,23 @@ fn median_and_max(us: &mut [u64]) -> Option<[f64; 2]> {
     Some([us[us.len().checked_sub(1)? / 2] as f64 / 1e3, *us.last()? as f64 / 1e3])
 }
 
+/// The likes that carry p99.9, as 10/(1 − q) has it.
+const CARRY_P999: u64 = 10_000;
+
 /// How late the generator may be, in µs: its likes, and its readers where the kernel stamps arrivals (then their delay is
 /// in no latency, and a reader is slow only when it falls behind).
 const LATE_US: f64 = 1_000.0;
 
+/// The generator's own lag at p99.9 in µs, when there are likes enough for that quantile to be printed and it was late.
+fn late_tail(run: &RunResult, summary: &RunSummary) -> Option<f64> {
+    let [.., lag] = run.header.generator.schedule_lag_us;
+    (lag > LATE_US && summary.likes_due >= CARRY_P999).then_some(lag)
+}
+
 /// A tail in which the generator itself was late is not printed. The runs' medians stand: on a machine whose hypervisor
 /// takes the CPU away three times a second for a millisecond, p99.9 judges the hypervisor, and p50 and p99 do not.
 fn withhold_tail(run: &RunResult, summary: &mut RunSummary) {
-    let [.., lag] = run.header.generator.schedule_lag_us;
-    if lag <= LATE_US || summary.likes_due < 10_000 {
+    if late_tail(run, summary).is_none() {
         return;
     }
     let RunSummary { due_to_arrival, commit_to_arrival, commit_to_last, due_to_answer, .. } = summary;
@@ -371,7 +379,7 @@ const SATURATION: f64 = 0.25;
 fn judge(run: &RunResult, median_us: f64, summary: &mut RunSummary) {
     let generator = &run.header.generator;
     let mut invalid = generator.problems.clone();
-    let [p50, p99, p999_lag] = generator.schedule_lag_us;
+    let [p50, p99, _] = generator.schedule_lag_us;
     let (lag, name) = supported(summary.likes_due, p50, generator.p90_us[0], p99);
     if lag > LATE_US {
         invalid.push(format!("the generator was late: schedule lag {name} is {lag:.0} µs, more than 1 ms"));
@@ -385,10 +393,10 @@ fn judge(run: &RunResult, median_us: f64, summary: &mut RunSummary) {
         ));
     }
     let mut notes = Vec::new();
-    if p999_lag > LATE_US && summary.likes_due >= 10_000 {
+    if let Some(lag) = late_tail(run, summary) {
         let stolen = generator.stolen_s;
         notes.push(format!(
-            "p99.9 is not printed: the generator's own schedule lag is {p999_lag:.0} µs there (the hypervisor took {stolen:.2} s of the cores' time in the window)"
+            "p99.9 is not printed: the generator's own schedule lag is {lag:.0} µs there (the hypervisor took {stolen:.2} s of the cores' time in the window)"
         ));
     }
     if !generator.kernel_stamps {
