@@ -9,6 +9,8 @@
 //!
 //! Modules in reading order; ARCHITECTURE.md says which may import which.
 
+/// The CPUs that threads may run on.
+pub mod affinity;
 /// Events between pods: NATS, or in-process for the embedded stack.
 pub mod broker;
 /// The command line.

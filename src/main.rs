@@ -2,16 +2,17 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 use pushlab::cli::{Bench, BenchWhat, Cli, Command};
-use pushlab::{compare, contention, doctor, hub, load, probe, report, serve, shutdown};
+use pushlab::{affinity, compare, contention, doctor, hub, load, probe, report, serve, shutdown};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     serve::tls::provide();
     // A thread hands its cores on to those it starts, so this comes before the runtime.
     let pinned = match &cli.command {
-        Command::Serve(config) => config.cpus.as_ref().map_or(Ok(()), serve::pin),
+        Command::Serve(config) => affinity::pin(config.cpus.as_ref().map_or(&[], |cpus| &cpus.0)).context("--cpus"),
         _ => Ok(()),
     };
     let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from);

@@ -10,12 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
 use serde::Deserialize;
 
 use super::plan::Planned;
 use super::stack::{Cpus, Deployment};
+use crate::affinity;
 
 /// Sockets of the raw-write calibration.
 const SOCKETS: usize = 100;
@@ -134,7 +133,7 @@ fn raw_writes(cpus: &Cpus, time: Duration) -> anyhow::Result<f64> {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            pin(&cpus.generator);
+            let _ = affinity::pin(&cpus.generator);
             let mut buffer = [0; 64 * 1_024];
             while !stop.load(Ordering::Relaxed) {
                 let read: usize = far.iter_mut().filter_map(|socket| socket.read(&mut buffer).ok()).sum();
@@ -144,7 +143,7 @@ fn raw_writes(cpus: &Cpus, time: Duration) -> anyhow::Result<f64> {
             }
         });
         let written = scope.spawn(|| {
-            pin(&cpus.stack);
+            let _ = affinity::pin(&cpus.stack);
             let (event, begun, mut writes) = ([b'x'; EVENT], Instant::now(), 0_u32);
             while begun.elapsed() < time {
                 for socket in &mut near {
@@ -160,14 +159,6 @@ fn raw_writes(cpus: &Cpus, time: Duration) -> anyhow::Result<f64> {
         stop.store(true, Ordering::Relaxed);
         Ok(rate)
     })
-}
-
-/// Keeps this thread on these CPUs, if any.
-fn pin(cpus: &[usize]) {
-    let mut set = CpuSet::new();
-    if !cpus.is_empty() && cpus.iter().all(|cpu| set.set(*cpu).is_ok()) {
-        let _ = sched_setaffinity(Pid::from_raw(0), &set);
-    }
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
+
+use crate::affinity;
 
 /// A running proxy; dropped, it accepts nothing more. Its connections end with their peers.
 #[derive(Debug)]
@@ -37,21 +37,10 @@ impl DelayProxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no port for the proxy")?;
         let address = listener.local_addr()?;
         let state = Arc::new(State::default());
-        let mut set = CpuSet::new();
-        for cpu in cpus {
-            set.set(*cpu).with_context(|| format!("CPU {cpu}"))?;
-        }
-        let pinned = !cpus.is_empty();
-        thread::Builder::new().name("proxy".into()).spawn({
-            let state = Arc::clone(&state);
-            move || {
-                // The threads of its connections inherit the CPUs. Unpinned, A and B suffer alike.
-                if pinned && let Err(error) = sched_setaffinity(Pid::from_raw(0), &set) {
-                    eprintln!("the proxy is not pinned: {error}");
-                }
-                accept(&listener, upstream, &state);
-            }
-        })?;
+        let accepting = Arc::clone(&state);
+        let proxy = thread::Builder::new().name("proxy".into());
+        // The threads of its connections inherit the CPUs. Unpinned, A and B suffer alike.
+        affinity::within(cpus, || proxy.spawn(move || accept(&listener, upstream, &accepting)))??;
         Ok(Self { address, state })
     }
 

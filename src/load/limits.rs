@@ -1,42 +1,18 @@
-//! What the process takes from the system: CPUs, file descriptors, CPU time, the scheduler's attention.
+//! What the process takes from the system: file descriptors, CPU time, the scheduler's attention.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, bail};
-use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::Pid;
 use thread_priority::{
     NormalThreadSchedulePolicy, RealtimeThreadSchedulePolicy, ThreadPriority, ThreadPriorityValue,
     ThreadSchedulePolicy, set_thread_priority_and_policy, thread_native_id,
 };
 
-/// Pins every thread there is, and thereby those they start, to `cpus`; nothing when empty.
-///
-/// # Errors
-/// When a CPU does not exist or may not be used.
-pub(super) fn pin(cpus: &[usize]) -> anyhow::Result<()> {
-    if cpus.is_empty() {
-        return Ok(());
-    }
-    let mut set = CpuSet::new();
-    for cpu in cpus {
-        set.set(*cpu).ok().with_context(|| format!("--cpus {cpu}: no such CPU"))?;
-    }
-    for thread in std::fs::read_dir("/proc/self/task").context("/proc is needed")? {
-        let name = thread?.file_name();
-        let Some(tid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-        match sched_setaffinity(Pid::from_raw(tid), &set) {
-            // A thread that ended meanwhile.
-            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-            Err(e) => bail!("--cpus {cpus:?}: {e}: is every one of them there and allowed? (nproc, taskset -p 1)"),
-        }
-    }
-    Ok(())
-}
+use crate::affinity;
 
 /// Raises the limit of open files to hold `needed`.
 ///
@@ -138,9 +114,9 @@ impl Drop for Awake {
 
 fn stay_awake(cpu: usize, stop: &AtomicBool, spent: &AtomicU64) {
     let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
-    let mut set = CpuSet::new();
-    let pinned = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set)).is_ok();
-    if !pinned || set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle).is_err() {
+    if affinity::pin(&[cpu]).is_err()
+        || set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle).is_err()
+    {
         return;
     }
     while !stop.load(Ordering::Relaxed) {
@@ -171,7 +147,6 @@ mod tests {
 
     #[test]
     fn what_cannot_be_had_is_said() {
-        assert!(pin(&[100_000]).is_err());
         assert!(allow_files(u64::MAX).unwrap_err().to_string().contains("ulimit"));
         allow_files(1).unwrap();
         assert!(open_files() > 2 && cpu_seconds() >= 0.0 && stolen_seconds() >= 0.0);

@@ -16,6 +16,7 @@ use super::recorder::{self, Recorder, Shared};
 use super::target::Target;
 use super::viewer::{Behind, ViewerOptions, Viewers, visits};
 use super::{api, limits, pacer, pods};
+use crate::affinity;
 use crate::domain::{Arm, PostId, Transport};
 use crate::result::{self, FORMAT, GeneratorHealth, Header, RunResult, file, ledger};
 
@@ -70,7 +71,7 @@ async fn measure(config: &Config) -> anyhow::Result<RunResult> {
     let at_once =
         (u64::from(config.viewers) * if config.population_mean.is_some() { 3 } else { 1 }).min(plan.len() as u64);
     limits::allow_files(at_once + u64::from(config.slow_readers) + u64::from(config.likers) + 100)?;
-    limits::pin(&config.cpus)?;
+    affinity::pin_process(&config.cpus).context("--cpus")?;
     let awake = limits::Awake::start(&config.cpus);
 
     let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;

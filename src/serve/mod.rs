@@ -31,7 +31,7 @@ pub mod connection;
 mod drain;
 /// Refusals, and their status codes.
 pub mod error;
-/// File descriptors and cores.
+/// File descriptors.
 mod host;
 /// The use-case that publishes.
 pub mod likes;
@@ -67,7 +67,6 @@ pub use config::{
     AccelBuffering, Broken, BusyStream, Config, CpuList, Fanout, MailboxPolicy, Publish, ResumePolicy, Role, Switch,
 };
 pub use drain::Drained;
-pub use host::pin;
 pub use pod::{Pod, build};
 pub use rates::RateConfig;
 pub use tls::TlsConfig;

@@ -13,13 +13,14 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nix::sched::CpuSet;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+
+use crate::affinity;
 
 /// How long descendants may take to end by SIGTERM before SIGKILL.
 const PATIENCE: Duration = Duration::from_millis(1_500);
@@ -204,18 +205,7 @@ fn start(spawn: &Spawn, lines: &mpsc::Sender<News>) -> anyhow::Result<i32> {
     let out = if spawn.lines { Stdio::piped() } else { log.try_clone()?.into() };
     let mut command = Command::new(&spawn.program);
     command.args(&spawn.args).envs(&spawn.env).stdin(Stdio::null()).stdout(out).stderr(log);
-    // A child inherits the CPUs of the thread that starts it.
-    let before = nix::sched::sched_getaffinity(Pid::from_raw(0))?;
-    if !spawn.cpus.is_empty() {
-        let mut set = CpuSet::new();
-        for cpu in &spawn.cpus {
-            set.set(*cpu).with_context(|| format!("CPU {cpu}"))?;
-        }
-        nix::sched::sched_setaffinity(Pid::from_raw(0), &set)
-            .with_context(|| format!("cannot use the CPUs {:?}: the machine or its cgroup has others", spawn.cpus))?;
-    }
-    let child = command.spawn();
-    nix::sched::sched_setaffinity(Pid::from_raw(0), &before)?;
+    let child = affinity::within(&spawn.cpus, || command.spawn())?;
     let mut child = child.with_context(|| format!("cannot start {}", spawn.program.display()))?;
     let pid = i32::try_from(child.id())?;
     if let Some(out) = child.stdout.take() {

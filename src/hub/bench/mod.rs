@@ -19,6 +19,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use crate::affinity;
 use crate::domain::Transport;
 
 /// Options.
@@ -226,7 +227,7 @@ fn median(values: &mut [f64]) -> f64 {
 fn post(title: &str, config: &Config, addresses: &Addresses) -> anyhow::Result<()> {
     let (count, http, cpu) = (config.posts, addresses.http, config.reader_cpu);
     let posting = std::thread::spawn(move || {
-        pin(cpu)?;
+        affinity::pin(&[cpu]).context("--reader-cpu")?;
         post_all(http, count)
     });
     let mut latencies = posting.join().map_err(|_| anyhow!("the posting thread panicked"))??;
@@ -263,13 +264,6 @@ fn post_all(http: SocketAddr, count: u32) -> anyhow::Result<Vec<Duration>> {
     Ok(latencies)
 }
 
-fn pin(cpu: usize) -> anyhow::Result<()> {
-    let mut set = nix::sched::CpuSet::new();
-    set.set(cpu)
-        .and_then(|()| nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set))
-        .with_context(|| format!("core {cpu} may not be used; see nproc and --sender-cpu, --reader-cpu"))
-}
-
 /// A child of this program; killed when dropped.
 struct Worker {
     name: &'static str,
@@ -279,15 +273,11 @@ struct Worker {
 }
 
 impl Worker {
-    /// Starts it on a core: a child inherits the affinity of the thread that forks.
+    /// Starts it on a core.
     fn start(name: &'static str, cpu: usize) -> anyhow::Result<Self> {
-        let spawning = std::thread::spawn(move || {
-            pin(cpu)?;
-            let mut command = Command::new(std::env::current_exe()?);
-            command.args(["bench", "--role", name]).stdin(Stdio::piped()).stdout(Stdio::piped());
-            anyhow::Ok(command.spawn()?)
-        });
-        let spawned = spawning.join().map_err(|_| anyhow!("the spawning thread panicked"))?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["bench", "--role", name]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let spawned = affinity::within(&[cpu], || command.spawn()).with_context(|| format!("--{name}-cpu"))?;
         let mut child = spawned.with_context(|| format!("the {name} could not be started"))?;
         let (input, output) = (child.stdin.take(), child.stdout.take());
         let (Some(input), Some(output)) = (input, output) else { bail!("the {name} has no pipes") };

@@ -26,6 +26,7 @@ use slab::Slab;
 use self::conn::{Conn, Stream, Tick, Wrote, reason_of};
 use super::handle::{Adopted, Command, Inbox};
 use super::{Change, CloseReason, ConnKey, EngineCounters, EngineHandle, EngineOptions, Flow, Protocol};
+use crate::affinity;
 use crate::domain::{Epoch, PostId};
 
 /// The unit of [`Tick`].
@@ -89,20 +90,13 @@ pub(super) fn spawn<P: Protocol>(index: u16, options: EngineOptions) -> io::Resu
     let handle = EngineHandle { inbox: Arc::clone(&inbox) };
     let thread = std::thread::Builder::new().name(format!("engine-{index}")).spawn(move || {
         let alive = Alive(Arc::clone(&inbox));
-        pin(options.cpu);
+        if let Err(error) = affinity::pin(options.cpu.as_slice()) {
+            tracing::warn!(%error, "the engine's thread could not be pinned; it runs on any core");
+        }
         Engine::new(poll, inbox, options).run();
         drop(alive);
     })?;
     Ok((handle, thread))
-}
-
-fn pin(cpu: Option<usize>) {
-    let Some(cpu) = cpu else { return };
-    let mut set = nix::sched::CpuSet::new();
-    let pinned = set.set(cpu).and_then(|()| nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set));
-    if let Err(error) = pinned {
-        tracing::warn!(cpu, %error, "the engine's thread could not be pinned; it runs on any core");
-    }
 }
 
 impl<P: Protocol> Engine<P> {
