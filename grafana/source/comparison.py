@@ -2,7 +2,7 @@
 
 from model import (
     LOAD, POD, SLOW_TRACES, THIS_TRANSPORT, TRACED, TRANSPORT, TRANSPORTS, VERMILION,
-    dashboard, heatmap, line, link, of, quantile, rate, row, series, share_below, stat, text, to, total,
+    dashboard, heatmap, line, of, panel_link, quantile, rate, row, series, share_below, stat, text, to, total,
 )
 
 DUE, CANARY, WRITTEN = "pushlab_load_due_to_view_seconds", "pushlab_canary_like_to_view_seconds", "pushlab_delivery_latency_seconds"
@@ -74,7 +74,7 @@ DASHBOARD = dashboard(
         series("Streams closed by reason", "Who ended streams? *peer* and *reset* come from the client or the edge, *drain* from a roll-out, *write_timeout* and *slow_consumer* from viewers that do not read. A wave of one reason in one transport is an edge's time-out or reload.",
                "ops", line(total("transport, reason", rate("pushlab_closed_total", TRANSPORT)), "{{transport}} {{reason}}"), overrides=[TRANSPORTS[1]], links=[to("pushlab-pods", "Pods")]),
         series("Canary's results", "Does a like sent through the public URL come back to a viewer? *seen* is well; *late* came after its time; *lost* never came; *unreachable* means that the URL, the edge or all pods are away: start at the edge.",
-               "ops", line(total("transport, result", rate("pushlab_canary_total", TRANSPORT)), "{{transport}} {{result}}"), overrides=[TRANSPORTS[1]], links=[link("Traces slower than 200 ms", SLOW_TRACES)]),
+               "ops", line(total("transport, result", rate("pushlab_canary_total", TRANSPORT)), "{{transport}} {{result}}"), overrides=[TRANSPORTS[1]], links=[panel_link("Traces slower than 200 ms", SLOW_TRACES)]),
         series("Reconnects of the generator's viewers", "Do viewers lose their streams? Every reconnect costs a resume and, behind an edge, a new choice of pod. A spike at a roll-out is right, and should be spread over the drain window.",
                "ops", line(total("transport", rate("pushlab_load_reconnects_total", LOAD)), "{{transport}}"), overrides=TRANSPORTS),
         row("Throughput"),

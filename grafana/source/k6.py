@@ -1,8 +1,8 @@
 """*k6*: what k6 wrote, beside what the pods saw. The only dashboard with native histograms."""
 
 from model import (
-    K6_LOGS, NAMESPACE, TRANSPORT, TRANSPORTS, VERMILION,
-    annotations, dashboard, heatmap, line, of, quantile, rate, row, series, stat, text, to, total,
+    GREEN, K6_LOGS, NAMESPACE, TRANSPORT, TRANSPORTS, VERMILION,
+    annotation, annotations, dashboard, heatmap, line, of, quantile, rate, row, series, stat, text, to, total,
 )
 
 # k6's series come by remote write and have neither job nor instance nor namespace.
@@ -49,9 +49,6 @@ DASHBOARD = dashboard(
         series("Iterations", "Does k6 keep its rate? *dropped* must be 0 in an open model.",
                "ops", line("sum(rate(k6_iterations_total[$__rate_interval]))", "done"), line("sum(rate(k6_dropped_iterations_total[$__rate_interval]))", "dropped")),
     ],
-    marks=[*annotations(), {
-        "name": "k6 runs", "enable": True, "hide": False, "iconColor": "#009E73", "datasource": {"type": "prometheus", "uid": "${datasource}"},
-        "expr": "sum(k6_vus) > 0", "titleFormat": "k6 runs", "textFormat": "", "step": "10s",
-    }],
+    marks=[*annotations(), annotation("k6 runs", GREEN, "sum(k6_vus) > 0", "k6 runs")],
     logs=K6_LOGS,
 )

@@ -139,6 +139,8 @@ def stat(title, description, unit, *queries, overrides=(), limits=(), links=(), 
             "graphMode": "area",
             "justifyMode": "auto",
             "orientation": "auto",
+            "percentChangeColorMode": "standard",
+            "showPercentChange": False,
             "textMode": "value_and_name",
             "wideLayout": True,
         },
@@ -214,7 +216,6 @@ def variable(name, label, query):
         "name": name,
         "label": label,
         "datasource": SOURCE,
-        "definition": query,
         "query": {"query": query, "refId": f"variable-{name}"},
         "refresh": 2,
         "sort": 1,
@@ -234,7 +235,7 @@ DATASOURCE = {
     "name": "datasource",
     "label": "Data source",
     "query": "prometheus",
-    "current": {},
+    "current": {"selected": True, "text": "Prometheus", "value": "prometheus"},
     "hide": 0,
     "includeAll": False,
     "multi": False,
@@ -259,10 +260,9 @@ def annotation(name, colour, expr, title, **more):
         "hide": False,
         "iconColor": colour,
         "datasource": SOURCE,
-        "expr": expr,
+        "target": {"expr": expr, "interval": "10s", "refId": "Anno"},
         "titleFormat": title,
         "textFormat": "{{namespace}} {{pod}}",
-        "step": "10s",
         **more,
     }
 
@@ -308,13 +308,21 @@ K6_LOGS = explore("loki", "loki", {"expr": '{pod=~".*k6.*"}'})
 POD_LOGS = explore("loki", "loki", {"expr": '{namespace="${__field.labels.namespace}", pod="${__field.labels.pod}"}'})
 
 
-def link(title, url, new_tab=False):
-    return {"title": title, "url": url, "targetBlank": new_tab}
+def link(title, url):
+    """A data link: offered when a line is clicked, and knows that line's labels."""
+    return {"title": title, "url": url, "targetBlank": False}
+
+
+LINK = {"asDropdown": False, "icon": "external link", "includeVars": False, "keepTime": True, "tags": [], "targetBlank": False, "tooltip": "", "type": "link"}
+
+
+def panel_link(title, url):
+    return {**LINK, "title": title, "url": url}
 
 
 def to(uid, title):
-    """A link to another of our dashboards, with the time range and all variables."""
-    return link(title, f"/d/{uid}?${{__url_time_range}}&${{__all_variables}}")
+    """A panel's link to another of our dashboards, with the time range and all variables."""
+    return panel_link(title, f"/d/{uid}?${{__url_time_range}}&${{__all_variables}}")
 
 
 THIS_POD = [
@@ -326,7 +334,6 @@ TRACED = [link("Traces slower than 200 ms", SLOW_TRACES)]
 
 
 def dashboard(uid, title, description, panels, variables=VARIABLES, marks=None, logs=LOGS):
-    head = {"asDropdown": False, "icon": "external link", "includeVars": False, "keepTime": True, "tags": [], "targetBlank": False, "tooltip": ""}
     return {
         "id": None,
         "uid": uid,
@@ -346,9 +353,9 @@ def dashboard(uid, title, description, panels, variables=VARIABLES, marks=None, 
         "timepicker": {"refresh_intervals": ["5s", "10s", "30s", "1m", "5m"]},
         "annotations": {"list": annotations() if marks is None else marks},
         "links": [
-            {**head, "type": "dashboards", "title": "Pushlab", "tags": ["pushlab"], "asDropdown": True, "includeVars": True, "icon": "dashboard"},
-            {**head, "type": "link", "title": "Traces", "url": TRACES, "tooltip": "Explore, in Tempo"},
-            {**head, "type": "link", "title": "Logs", "url": logs, "tooltip": "Explore, in Loki; a line's trace id leads to its trace"},
+            {**LINK, "type": "dashboards", "title": "Pushlab", "url": "", "tags": ["pushlab"], "asDropdown": True, "includeVars": True, "icon": "dashboard"},
+            {**LINK, "title": "Traces", "url": TRACES, "tooltip": "Explore, in Tempo"},
+            {**LINK, "title": "Logs", "url": logs, "tooltip": "Explore, in Loki; a line's trace id leads to its trace"},
         ],
         "templating": {"list": [DATASOURCE, *variables]},
         "panels": placed(panels),
