@@ -326,10 +326,10 @@ def to(uid, title):
 
 
 THIS_POD = [
-    link("This pod alone", "/d/pushlab-pods?${__url_time_range}&${__all_variables}&var-pod=${__field.labels.pod}"),
+    link("This pod alone", "/d/pushlab-pods?${__url_time_range}&${datasource:queryparam}&${namespace:queryparam}&var-pod=${__field.labels.pod}"),
     link("This pod's log", POD_LOGS),
 ]
-THIS_TRANSPORT = [link("The pods, this transport alone", "/d/pushlab-pods?${__url_time_range}&var-transport=${__field.labels.transport}")]
+THIS_TRANSPORT = [link("The pods, this transport alone", "/d/pushlab-pods?${__url_time_range}&${datasource:queryparam}&${namespace:queryparam}&var-transport=${__field.labels.transport}")]
 TRACED = [link("Traces slower than 200 ms", SLOW_TRACES)]
 
 

@@ -55,7 +55,7 @@ DASHBOARD = dashboard(
         by_pod("Commit → write by pod, p99", "Which pod is late? One alone: its node, its CPU, its viewers. All: the broker or the write path.",
                "s", quantile(0.99, "pushlab_delivery_latency_seconds", "namespace, pod", TRANSPORT), links=[to("pushlab-comparison", "Comparison"), to("pushlab-broker-edge", "Broker and edge")]),
         series("Fan-out, p99", "How long does a pod take from an event's arrival to the last local socket? Grows with viewers of one post. If this is most of commit → write, more pods help; else it is the broker.",
-               "s", line(quantile(0.99, "pushlab_fanout_seconds", "pod, transport", TRANSPORT), "{{pod}} {{transport}}"), data_links=THIS_POD),
+               "s", line(quantile(0.99, "pushlab_fanout_seconds", "namespace, pod, transport", TRANSPORT), "{{pod}} {{transport}}"), data_links=THIS_POD),
         series("Mailbox outcomes", "Do viewers get every update? *sent* is well. *conflated*: slow viewers, or more likes than they can take, got a newer state instead. *dropped* and *disconnected*: their mailbox was full; see the overflow policy.",
                "ops", line(total("transport, outcome", rate("pushlab_mailbox_total", TRANSPORT)), "{{transport}} {{outcome}}")),
         series("Versions not sent one by one", "How many versions did viewers skip, and why? *conflated* by slow sockets, *superseded* by order of arrival, *dropped* by the overflow policy. The newest state always comes.",

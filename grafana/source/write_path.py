@@ -46,7 +46,7 @@ DASHBOARD = dashboard(
         series("Commits per like", "Do likes share transactions? 1: each has its own; below 1 they are combined, which is what a hot post needs; above 1: retries.",
                "none", line(f"sum({rate('pushlab_like_commits_total')}) / sum({rate('pushlab_likes_total', extra='result=~' + chr(34) + 'changed|unchanged' + chr(34))})", "commits per like")),
         series("Retries", "Do transactions collide? Repeated after a deadlock or a lock error. A few are normal on a hot post; a rate near that of the likes: contention, see the runbook for PushlabLockContention.",
-               "ops", line(total("pod", rate("pushlab_transaction_retries_total")), "{{pod}}"), data_links=THIS_POD),
+               "ops", line(total("namespace, pod", rate("pushlab_transaction_retries_total")), "{{pod}}"), data_links=THIS_POD),
         series("Time-outs of the database", "Does something give up on the database? *pool*: no free connection in time; *lock_wait*: the row was held too long; *statement*: the server did not answer. Panels below say which came first.",
                "ops", line(total("kind", rate("pushlab_timeouts_total", extra='kind=~"lock_wait|pool|statement"')), "{{kind}}"), custom={"showPoints": "always"}),
         series("Hand-over to the broker", "How long from COMMIT until the event is with the broker's client? Milliseconds: the client's queue is full or its connection is away.",
