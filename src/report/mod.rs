@@ -15,6 +15,8 @@ pub mod faults;
 pub mod findings;
 /// Figures by name, and numbers for people.
 pub mod metric;
+/// k6 beside our generator.
+pub mod k6;
 /// A result folder in memory.
 pub mod model;
 /// What the templates print.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
+use crate::result::k6::{self, K6Run};
 use crate::result::summary::{RunSummary, summarize};
 use crate::result::{Environment, GeneratorHealth, Header, Observed, PodCounters, file};
 
@@ -14,7 +15,9 @@ pub struct Results {
     pub environment: Environment,
     /// The runs in executed order.
     pub runs: Vec<Run>,
-    /// Run files that could not be read, and why: listed on the page, never passed over.
+    /// What k6 left beside them.
+    pub k6: Vec<K6Run>,
+    /// Files that could not be read, and why: listed on the page, never passed over.
     pub unreadable: Vec<String>,
 }
 
@@ -34,7 +37,7 @@ pub struct Run {
 }
 
 impl Results {
-    /// Reads `environment.json` and every `cells/*.run.gz` of a result folder, one run file in memory at a time.
+    /// Reads `environment.json`, every `cells/*.run.gz` and `k6/*.json` of a result folder, one run file in memory at a time.
     ///
     /// # Errors
     /// When the folder is not one that `pushlab compare` left, or holds no readable run.
@@ -70,7 +73,9 @@ impl Results {
             bail!("no run file in {} can be read ({why})", cells.display());
         }
         runs.sort_by_key(|run| run.summary.cell.as_ref().map_or(u32::MAX, |cell| cell.index));
-        Ok(Self { environment, runs, unreadable })
+        let (k6, not_k6) = k6::read_folder(dir);
+        unreadable.extend(not_k6);
+        Ok(Self { environment, runs, k6, unreadable })
     }
 
     /// The stack without proxy, broker or row lock, on which transports are not ranked by latency.

@@ -8,7 +8,7 @@ use super::cells::{self, Group, Row};
 use super::chart::{self, Chart};
 use super::model::{Results, Run};
 use super::verdict::{Outcome, Verdict};
-use super::{faults, findings, metric, questions, waterfall, wording};
+use super::{faults, findings, k6, metric, questions, waterfall, wording};
 use crate::result::Environment;
 use crate::result::summary::{Account, Validity};
 
@@ -30,6 +30,8 @@ pub struct Page {
     scenarios: Vec<Scenario>,
     waterfalls: Vec<waterfall::Waterfall>,
     generator: Vec<GeneratorRow>,
+    k6: Option<k6::Beside>,
+    k6_columns: [&'static str; k6::COLUMNS.len()],
     processes: Vec<ProcessRow>,
     limits: Vec<String>,
     missing: Vec<(String, String)>,
@@ -131,6 +133,8 @@ pub fn page(results: &Results, verdicts: &[Verdict]) -> anyhow::Result<Page> {
         scenarios: scenarios(&groups),
         waterfalls: waterfall::waterfalls(&groups),
         generator: results.runs.iter().map(generator_row).collect(),
+        k6: k6::beside(results),
+        k6_columns: k6::COLUMNS,
         processes: processes(&results.runs),
         limits: limits(results),
         missing: missing(results),

@@ -4,6 +4,7 @@ use minijinja::{AutoEscape, Environment, UndefinedBehavior};
 use serde::Serialize;
 
 use super::cells::{self, Row};
+use super::k6;
 use super::model::Results;
 use super::page;
 use super::verdict::{self, Verdict};
@@ -31,6 +32,8 @@ struct Json<'a> {
     verdicts: &'a [Verdict],
     cells: Vec<JsonCell>,
     runs: Vec<&'a RunSummary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    k6: Option<k6::Beside>,
     violations: Vec<String>,
     unreadable: &'a [String],
 }
@@ -80,6 +83,7 @@ fn json(results: &Results, verdicts: &[Verdict]) -> anyhow::Result<String> {
         verdicts,
         cells: cells.collect(),
         runs: results.runs.iter().map(|run| &run.summary).collect(),
+        k6: k6::beside(results),
         violations: results.violations(),
         unreadable: &results.unreadable,
     };

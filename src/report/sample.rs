@@ -49,6 +49,7 @@ pub(super) fn local() -> Results {
     Results {
         environment: environment("local"),
         runs,
+        k6: Vec::new(),
         unreadable: vec!["cells/099.run.gz: cut off after 12 kB".into()],
     }
 }

@@ -8,6 +8,8 @@ mod figures;
 pub mod file;
 /// Finds the event and the like of a version.
 mod index;
+/// What k6 scripts leave.
+pub mod k6;
 /// Joins likes, events and arrivals into classes and proves that nothing was lost or counted twice.
 pub mod ledger;
 /// Noticing and healing.

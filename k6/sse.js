@@ -1,0 +1,75 @@
+// Question: how late do VIEWERS streams see the likes, over SSE (or STOMP), and do all end on the final value?
+// Needs: k6 with k6/x/push (k6/extension, k6/Dockerfile): stock k6 has no SSE client. Arrivals are stamped by the kernel.
+//   k6x run -e BASE_URL=http://127.0.0.1:8080 -e VIEWERS=100 -e RATE=10 -e DURATION=30s k6/sse.js
+// TRANSPORT (sse, stomp), VIEWERS, VUS (that hold them; at least the parallelism of a TestRun), RATE (0: others like), DURATION,
+// POST_COUNT or POSTS (ids), P99_MS, STREAM_URL, LIKE_HOST, STREAM_HOST, HEARTBEAT, CONNECT_RATE, OUT, and BESIDE (see k6/agree).
+import { subscribe, k6Version } from 'k6/x/push';
+import exec from 'k6/execution';
+import { setTimeout } from 'k6/timers';
+import { check } from 'k6';
+import { common, heartbeat, number, seconds, streamHost, streamUrls, text } from './lib/config.js';
+import { account, finals, makePosts, post, states } from './lib/posts.js';
+import { keep, summary } from './lib/summary.js';
+
+const transport = text('TRANSPORT', 'sse');
+const viewers = number('VIEWERS', 10, 1);
+const vus = number('VUS', 1, 1);
+const rate = number('RATE', 10);
+const duration = seconds('DURATION', '30s');
+const join = seconds('JOIN', '5s'); // for connecting, before the first like
+const settle = 2; // after the last like
+
+export const options = {
+  ...common,
+  scenarios: {
+    viewers: {
+      executor: 'per-vu-iterations', vus, iterations: 1, exec: 'watch', gracefulStop: '10s', maxDuration: `${Math.ceil(join + duration + settle + 60)}s`,
+    },
+    ...(rate > 0 && {
+      likes: {
+        executor: 'constant-arrival-rate', exec: 'like', startTime: `${join}s`, duration: `${duration}s`, rate, timeUnit: '1s',
+        preAllocatedVUs: Math.max(10, Math.ceil(rate / 5)), gracefulStop: '10s',
+      },
+    }),
+  },
+  thresholds: keep({
+    pushlab_commit_to_arrival: [`p(99)<${number('P99_MS', 1000, 1)}`],
+    pushlab_lost_finals: ['count==0'],
+    pushlab_timeouts: ['count==0'],
+    ...(rate > 0 && { dropped_iterations: ['count==0'] }),
+  }, '', ['user_stamps']),
+};
+
+export function setup() {
+  const posts = makePosts(number('POST_COUNT', 1, 1));
+  return { posts, initial: states(posts) };
+}
+
+export async function watch({ posts }) {
+  const mine = exec.scenario.iterationInTest; // one iteration per VU, numbered over all pods of a TestRun
+  const share = Math.floor(viewers / vus) + (mine % vus < viewers % vus ? 1 : 0);
+  if (share === 0) return;
+  const streams = subscribe({
+    transport, url: streamUrls, host: streamHost, posts, streams: share, connectRate: number('CONNECT_RATE', 500, 1), heartbeat,
+  });
+  const joined = await streams.joined('30s');
+  console.log(`joined ${joined} of ${share}`);
+  check(joined, { 'every viewer has a first state': (n) => n === share });
+  const end = exec.scenario.startTime + (join + duration + settle) * 1000;
+  await new Promise((done) => setTimeout(done, Math.max(0, end - Date.now())));
+  const lost = await streams.reached(finals(posts), '15s');
+  check(lost, { 'every viewer is on the final value': (n) => n === 0 });
+  streams.close();
+}
+
+export function like({ posts }) {
+  post(posts[Math.floor(Math.random() * posts.length)]);
+}
+
+export function teardown({ initial }) {
+  account(initial);
+}
+
+export const handleSummary = summary('sse.js', k6Version, [{
+  name: transport, arm: `${transport}-post`, transport, viewers, rate, posts: number('POST_COUNT', 1), tag: '',
+}]);
