@@ -42,7 +42,7 @@ Object.values(cells).forEach((cell, i) => {
   };
   scenarios[`${cell.name}_likes`] = {
     ...all, executor: 'constant-arrival-rate', exec: cell.arm.endsWith('send') ? 'send' : 'like', startTime: `${start + join}s`,
-    duration: `${duration}s`, rate: cell.rate, timeUnit: '1s', preAllocatedVUs: Math.max(5, Math.ceil(cell.rate / 5)), gracefulStop: '6s',
+    duration: `${duration}s`, rate: cell.rate, timeUnit: '1s', preAllocatedVUs: Math.max(10, Math.ceil(cell.rate / 2)), gracefulStop: '6s',
   };
   thresholds[`pushlab_commit_to_arrival${cell.tag}`] = [`p(99)<${number('P99_MS', 1000, 1)}`];
   thresholds[`pushlab_lost_finals${cell.tag}`] = ['count==0'];

@@ -8,7 +8,7 @@ import { summary } from './lib/summary.js';
 
 const rate = number('RATE', 10, 1);
 const duration = seconds('DURATION', '30s');
-const vus = number('VUS', Math.max(10, Math.ceil(rate / 5)), 1);
+const vus = number('VUS', Math.max(20, Math.ceil(rate)), 1);
 
 export const options = {
   ...common,

@@ -28,7 +28,7 @@ export const options = {
     ...(rate > 0 && {
       likes: {
         executor: 'constant-arrival-rate', exec: 'like', startTime: `${join}s`, duration: `${duration}s`, rate, timeUnit: '1s',
-        preAllocatedVUs: Math.max(10, Math.ceil(rate / 5)), gracefulStop: '10s',
+        preAllocatedVUs: Math.max(20, Math.ceil(rate)), gracefulStop: '10s',
       },
     }),
   },
