@@ -7,7 +7,7 @@
 import { check } from 'k6';
 import exec from 'k6/execution';
 import { Counter, Trend } from 'k6/metrics';
-import { setInterval, setTimeout, clearInterval } from 'k6/timers';
+import { clearInterval, clearTimeout, setInterval, setTimeout } from 'k6/timers';
 import { WebSocket } from 'k6/websockets';
 import { common, number, seconds, streamHost, streamUrls, text } from './lib/config.js';
 import { account, book, finals, makePosts, post, states } from './lib/posts.js';
@@ -128,6 +128,7 @@ class Viewer {
 
   close() {
     this.over = true;
+    clearInterval(this.beat);
     Object.keys(this.waiting).forEach(() => book(false, true, 0, tags));
     this.socket.close();
   }
@@ -140,7 +141,11 @@ export async function watch({ posts }) {
   const mine = exec.scenario.iterationInTest; // one iteration per VU, numbered over all pods of a TestRun
   const share = Math.floor(viewers / vus) + (mine % vus < viewers % vus ? 1 : 0);
   const all = Array.from({ length: share }, (_, i) => new Viewer(streamUrls[i % streamUrls.length], posts[i % posts.length]));
-  const outcomes = await Promise.all(all.map((viewer) => Promise.race([viewer.joined.then(() => true, () => false), later(20000).then(() => false)])));
+  // A timer that is left would hold the iteration.
+  let patience;
+  const late = new Promise((done) => { patience = setTimeout(() => done(false), 20000); });
+  const outcomes = await Promise.all(all.map((viewer) => Promise.race([viewer.joined.then(() => true, () => false), late])));
+  clearTimeout(patience);
   const joined = outcomes.filter(Boolean).length;
   check(joined, { 'every viewer has a first state': (n) => n === share });
   const start = exec.scenario.startTime + join * 1000;
