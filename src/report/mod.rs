@@ -13,10 +13,10 @@ pub mod diff;
 pub mod faults;
 /// What scenarios found.
 pub mod findings;
-/// Figures by name, and numbers for people.
-pub mod metric;
 /// k6 beside our generator.
 pub mod k6;
+/// Figures by name, and numbers for people.
+pub mod metric;
 /// A result folder in memory.
 pub mod model;
 /// What the templates print.
