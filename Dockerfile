@@ -27,4 +27,6 @@ COPY . .
 RUN touch src/main.rs src/lib.rs && cargo build --release --locked
 
 FROM base
+# For TLS towards databases and collectors; the image for a binary of the host has what the base image has.
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build --chown=0:0 /src/target/release/pushlab /usr/local/bin/pushlab

@@ -63,7 +63,7 @@ impl Nats {
         let deadline = Instant::now() + options.connect_timeout;
         let (client, events) = loop {
             let (sender, events) = mpsc::channel(64);
-            let connecting = connect_options(name, &options, sender).connect(&servers[..]);
+            let connecting = connect_options(name, &options, &servers, sender).connect(&servers[..]);
             let cause = match timeout_at(deadline, connecting).await {
                 Ok(Ok(client)) => break (client, events),
                 Ok(Err(e)) => e.to_string(),
@@ -187,8 +187,19 @@ impl Drop for Forget<'_> {
     }
 }
 
-fn connect_options(name: &str, options: &BrokerOptions, events: mpsc::Sender<Event>) -> ConnectOptions {
-    ConnectOptions::new()
+fn connect_options(
+    name: &str,
+    options: &BrokerOptions,
+    servers: &[ServerAddr],
+    events: mpsc::Sender<Event>,
+) -> ConnectOptions {
+    // async-nats does not use the credentials of a URL; servers of one cluster share theirs.
+    let credentials = servers.iter().find_map(|server| Some((server.username()?, server.password()?)));
+    let connect = match credentials {
+        Some((user, password)) => ConnectOptions::with_user_and_password(user.into(), password.into()),
+        None => ConnectOptions::new(),
+    };
+    connect
         .name(name)
         .connection_timeout(TRY)
         .ping_interval(options.ping_interval)

@@ -34,6 +34,10 @@ pub struct Config {
     #[arg(long, env = "NATS_URL", value_name = "URL", default_value = "local", hide_env_values = true)]
     pub nats_url: String,
 
+    /// How long a pod waits at its start for a database and a broker that are starting too
+    #[arg(long, env = "PUSHLAB_START_TIMEOUT", value_name = "DURATION", value_parser = duration, default_value = "10s")]
+    pub start_timeout: Duration,
+
     /// How a like is written. All but `pessimistic` need MariaDB or MySQL
     #[arg(long, env = "PUSHLAB_WRITE", value_name = "STRATEGY", value_enum, default_value = "pessimistic")]
     pub write: WriteStrategy,

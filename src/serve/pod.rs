@@ -30,8 +30,6 @@ use crate::hub::{EngineOptions, Hub, Mailbox};
 use crate::store::{LikeStore, StoreError, StoreOptions};
 use crate::telemetry::Metrics;
 
-/// How long a pod waits at its start for a database and a broker that are starting too.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// When the epoch changes, viewers are sent back over this time.
 const COME_BACK: Duration = Duration::from_secs(2);
 /// Keys are swept about this often.
@@ -61,7 +59,8 @@ pub async fn build(config: &Config) -> anyhow::Result<Vec<Pod>> {
     let ports = (0..config.pods.get()).map(|index| Ok((numbered(&config.pod_name, index), bind(config, index)?)));
     let ports: Vec<_> = ports.collect::<anyhow::Result<_>>()?;
     let outbox = config.publish == Publish::Outbox;
-    let options = StoreOptions { startup_timeout: PATIENCE, write: config.write, outbox, ..StoreOptions::default() };
+    let options =
+        StoreOptions { startup_timeout: config.start_timeout, write: config.write, outbox, ..StoreOptions::default() };
     let store = LikeStore::connect(&config.database_url, options).await;
     let store = store.map_err(|error| match error {
         StoreError::Unsupported(why) => anyhow!("{why} (--write, --publish)"),
@@ -77,7 +76,7 @@ pub async fn build(config: &Config) -> anyhow::Result<Vec<Pod>> {
         let hub = hub(config, epoch)?;
         let target = target(config, &name, &bus)?;
         let (watch, broker) = {
-            let broker = BrokerOptions { connect_timeout: PATIENCE, ..BrokerOptions::default() };
+            let broker = BrokerOptions { connect_timeout: config.start_timeout, ..BrokerOptions::default() };
             let started = Watch::start((store.clone(), epoch), &target, broker, sink(&hub), watch(config)).await;
             started.map_err(|error| anyhow!("{error} (--nats-url or NATS_URL; `local` needs no server)"))?
         };
