@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::context::{Context, ContextBuilder, PublishAckFuture, PublishErrorKind};
+use async_nats::jetstream::context::{Context, ContextBuilder, PublishAckFuture, PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use tokio::sync::watch;
@@ -42,7 +42,7 @@ pub struct EventStream {
 
 /// A promise of the stream to say that it has an event.
 #[derive(Debug)]
-pub struct Acknowledgement(PublishAckFuture);
+pub struct Acknowledgement(PublishAckFuture, Nats);
 
 impl EventStream {
     /// Makes the stream, or takes the one that is there (with its limits: an operator may have made it).
@@ -75,9 +75,9 @@ impl EventStream {
         let payload = serde_json::to_vec(event).unwrap_or_default();
         let message = PublishMessage::build().message_id(id).payload(payload.into());
         let sent = self.context.send_publish(event.post_id.subject(), message).await;
-        let acknowledgement = sent.map_err(|error| BrokerError::NotTaken { cause: error.to_string() })?;
+        let acknowledgement = sent.map_err(|error| not_taken(&error, &self.nats))?;
         self.nats.count_published();
-        Ok(Acknowledgement(acknowledgement))
+        Ok(Acknowledgement(acknowledgement, self.nats.clone()))
     }
 
     /// Whether the connection stands.
@@ -98,7 +98,14 @@ impl Acknowledgement {
             Err(error) if error.kind() == PublishErrorKind::StreamNotFound => {
                 Err(BrokerError::NotTaken { cause: format!("the stream {NAME} is gone") })
             }
-            Err(error) => Err(BrokerError::NotTaken { cause: error.to_string() }),
+            Err(error) => Err(not_taken(&error, &self.1)),
         }
     }
+}
+
+fn not_taken(error: &PublishError, nats: &Nats) -> BrokerError {
+    if error.kind() == PublishErrorKind::TimedOut {
+        nats.count_timeout();
+    }
+    BrokerError::NotTaken { cause: error.to_string() }
 }

@@ -79,6 +79,11 @@ impl Local {
         }
     }
 
+    pub(super) fn subscriptions(&self) -> usize {
+        let subscriptions = self.bus.0.subscriptions.read().unwrap_or_else(PoisonError::into_inner);
+        subscriptions.values().filter(|pods| pods.iter().any(|(id, _)| *id == self.pod.id)).count()
+    }
+
     pub(super) fn state(&self) -> watch::Receiver<BrokerState> {
         self.pod.state.subscribe()
     }

@@ -100,6 +100,16 @@ pub struct BrokerCounters {
     pub reconnects: AtomicU64,
     /// Times this pod was too slow to take its messages and some were lost.
     pub slow: AtomicU64,
+    /// Times the connection was made, the first included.
+    pub connected: AtomicU64,
+    /// Times the connection was lost.
+    pub disconnected: AtomicU64,
+    /// Times a server said that it is about to leave.
+    pub lame_ducks: AtomicU64,
+    /// Errors that the server or the client reported.
+    pub errors: AtomicU64,
+    /// Round trips, requests and acknowledgements that did not come in time.
+    pub timeouts: AtomicU64,
 }
 
 /// Why the broker did not do something.
@@ -193,6 +203,15 @@ impl Broker {
         match self {
             Self::Nats(nats) => nats.unsubscribe(post),
             Self::Local(local) => local.unsubscribe(post),
+        }
+    }
+
+    /// Posts subscribed to.
+    #[must_use]
+    pub fn subscriptions(&self) -> usize {
+        match self {
+            Self::Nats(nats) => nats.subscriptions(),
+            Self::Local(local) => local.subscriptions(),
         }
     }
 

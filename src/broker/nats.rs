@@ -117,6 +117,11 @@ impl Nats {
         self.inner.counters.published.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Something asked of the server was not answered in time.
+    pub(super) fn count_timeout(&self) {
+        self.inner.counters.timeouts.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) async fn subscribe(&self, post: PostId) -> Result<(), BrokerError> {
         let limit = self.inner.options.subscribe_timeout;
         let in_force = async {
@@ -131,7 +136,11 @@ impl Nats {
         };
         match timeout(limit, in_force).await {
             Ok(Ok(())) => Ok(()),
-            _ => Err(BrokerError::Timeout(limit)),
+            Ok(Err(())) => Err(BrokerError::Timeout(limit)),
+            Err(_) => {
+                self.count_timeout();
+                Err(BrokerError::Timeout(limit))
+            }
         }
     }
 
@@ -140,6 +149,10 @@ impl Nats {
         if let Some(task) = lock(&self.inner.subscriptions).remove(&post) {
             task.abort();
         }
+    }
+
+    pub(super) fn subscriptions(&self) -> usize {
+        lock(&self.inner.subscriptions).len()
     }
 
     pub(super) fn state(&self) -> watch::Receiver<BrokerState> {
@@ -294,7 +307,19 @@ async fn send(inner: &Inner, event: LikesChanged) {
 /// Follows the connection. Inputs: its events, the end.
 async fn follow(inner: Arc<Inner>, mut events: mpsc::Receiver<Event>) {
     let mut lost = false;
+    let BrokerCounters { connected, disconnected, slow, lame_ducks, errors, .. } = &inner.counters;
     while let Some(Some(event)) = inner.stop.run_until_cancelled(events.recv()).await {
+        let counter = match &event {
+            Event::Connected => Some(connected),
+            Event::Disconnected => Some(disconnected),
+            Event::SlowConsumer(_) => Some(slow),
+            Event::LameDuckMode => Some(lame_ducks),
+            Event::ServerError(_) | Event::ClientError(_) => Some(errors),
+            Event::Draining | Event::Closed => None,
+        };
+        if let Some(counter) = counter {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
         match event {
             Event::Disconnected | Event::Closed => {
                 lost = true;
@@ -306,10 +331,7 @@ async fn follow(inner: Arc<Inner>, mut events: mpsc::Receiver<Event>) {
                 inner.counters.reconnects.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(resume(inner.clone()));
             }
-            Event::SlowConsumer(_) => {
-                inner.counters.slow.fetch_add(1, Ordering::Relaxed);
-                inner.state.send_modify(|state| state.missed += 1);
-            }
+            Event::SlowConsumer(_) => inner.state.send_modify(|state| state.missed += 1),
             Event::ServerError(e) => tracing::warn!(error = %e, "NATS reports an error"),
             other => tracing::debug!(event = %other, "NATS"),
         }
@@ -319,7 +341,12 @@ async fn follow(inner: Arc<Inner>, mut events: mpsc::Receiver<Event>) {
 /// After a reconnect: once the subscriptions are in force again, what may have been lost is sent and read again.
 async fn resume(inner: Arc<Inner>) {
     let limit = inner.options.subscribe_timeout;
-    while !matches!(timeout(limit, inner.round_trip()).await, Ok(Ok(()))) {
+    loop {
+        match timeout(limit, inner.round_trip()).await {
+            Ok(Ok(())) => break,
+            Ok(Err(())) => {}
+            Err(_) => _ = inner.counters.timeouts.fetch_add(1, Ordering::Relaxed),
+        }
         if inner.client.connection_state() != async_nats::connection::State::Connected || inner.stop.is_cancelled() {
             return; // The next `Connected` tries again.
         }

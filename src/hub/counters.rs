@@ -80,6 +80,10 @@ pub const LATENCY_BUCKETS_US: [u64; 16] = [
     5_000_000, 10_000_000,
 ];
 
+fn bucket(micros: u64) -> usize {
+    LATENCY_BUCKETS_US.iter().position(|&bound| micros <= bound).unwrap_or(LATENCY_BUCKETS_US.len())
+}
+
 /// One transport's counts since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TransportCounters {
@@ -105,9 +109,15 @@ pub struct TransportCounters {
     pub latency_counts: [u64; LATENCY_BUCKETS_US.len() + 1],
     /// Sum of these latencies, µs.
     pub latency_sum_us: u64,
+    /// Streams that ended without a word after at least [`super::EngineOptions::idle_cut`] of silence.
+    pub idle_cuts: u64,
+    /// Event → last local socket tried, rounds per bucket of [`LATENCY_BUCKETS_US`] (not cumulative), the last one above all.
+    pub fanout_counts: [u64; LATENCY_BUCKETS_US.len() + 1],
+    /// Sum of these times, µs.
+    pub fanout_sum_us: u64,
 }
 
-const FIELDS: usize = 9 + CloseReason::ALL.len() + LATENCY_BUCKETS_US.len() + 1;
+const FIELDS: usize = 11 + CloseReason::ALL.len() + 2 * (LATENCY_BUCKETS_US.len() + 1);
 
 impl TransportCounters {
     fn values(&mut self) -> [&mut u64; FIELDS] {
@@ -121,8 +131,11 @@ impl TransportCounters {
             &mut self.superseded,
             &mut self.dropped,
             &mut self.latency_sum_us,
+            &mut self.idle_cuts,
+            &mut self.fanout_sum_us,
         ];
-        let mut all = scalars.into_iter().chain(&mut self.closed).chain(&mut self.latency_counts);
+        let histograms = self.latency_counts.iter_mut().chain(&mut self.fanout_counts);
+        let mut all = scalars.into_iter().chain(&mut self.closed).chain(histograms);
         std::array::from_fn(|_| all.next().expect("FIELDS counts them all"))
     }
 
@@ -131,9 +144,13 @@ impl TransportCounters {
     }
 
     pub(super) fn latency(&mut self, micros: u64) {
-        let bucket = LATENCY_BUCKETS_US.iter().position(|&bound| micros <= bound);
-        self.latency_counts[bucket.unwrap_or(LATENCY_BUCKETS_US.len())] += 1;
+        self.latency_counts[bucket(micros)] += 1;
         self.latency_sum_us += micros;
+    }
+
+    pub(super) fn fanout(&mut self, micros: u64) {
+        self.fanout_counts[bucket(micros)] += 1;
+        self.fanout_sum_us += micros;
     }
 
     /// Sum of [`TransportCounters::closed`].
@@ -148,6 +165,8 @@ impl TransportCounters {
 pub struct EngineCounters {
     /// In the order of [`Transport::ALL`].
     pub transports: [TransportCounters; Transport::ALL.len()],
+    /// Time the thread was not waiting for sockets, µs.
+    pub busy_us: u64,
 }
 
 impl EngineCounters {
@@ -164,6 +183,7 @@ impl EngineCounters {
     /// Adds another engine's counts.
     pub fn add(&mut self, other: &Self) {
         let mut other = *other;
+        self.busy_us += other.busy_us;
         for (mine, theirs) in self.transports.iter_mut().zip(&mut other.transports) {
             mine.values().into_iter().zip(theirs.values()).for_each(|(a, b)| *a += *b);
         }
@@ -172,11 +192,11 @@ impl EngineCounters {
 
 /// Where the engine's thread leaves its counts for others; each value is right, together they may be a turn apart.
 #[derive(Debug)]
-pub(super) struct Published([[AtomicU64; FIELDS]; Transport::ALL.len()]);
+pub(super) struct Published([[AtomicU64; FIELDS]; Transport::ALL.len()], AtomicU64);
 
 impl Default for Published {
     fn default() -> Self {
-        Self(std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))))
+        Self(std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))), AtomicU64::new(0))
     }
 }
 
@@ -185,10 +205,11 @@ impl Published {
         for (slots, values) in self.0.iter().zip(&mut counters.transports) {
             slots.iter().zip(values.values()).for_each(|(slot, value)| slot.store(*value, Ordering::Relaxed));
         }
+        self.1.store(counters.busy_us, Ordering::Relaxed);
     }
 
     pub(super) fn load(&self) -> EngineCounters {
-        let mut counters = EngineCounters::default();
+        let mut counters = EngineCounters { busy_us: self.1.load(Ordering::Relaxed), ..EngineCounters::default() };
         for (slots, values) in self.0.iter().zip(&mut counters.transports) {
             slots.iter().zip(values.values()).for_each(|(slot, value)| *value = slot.load(Ordering::Relaxed));
         }
@@ -202,7 +223,7 @@ mod tests {
 
     #[test]
     fn published_counts_come_back_whole() {
-        let mut counters = EngineCounters::default();
+        let mut counters = EngineCounters { busy_us: 7, ..EngineCounters::default() };
         for (i, value) in counters.transports.iter_mut().flat_map(TransportCounters::values).enumerate() {
             *value = i as u64 + 1;
         }

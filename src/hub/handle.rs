@@ -10,14 +10,15 @@ use bytes::Bytes;
 
 use super::counters::Published;
 use super::{ConnKey, EngineCounters, Protocol, Subscription};
-use crate::domain::{Epoch, PostId, Transport, Update};
+use crate::domain::{Epoch, PostId, Transport, Update, unix_micros};
 
 /// What an engine can be told.
 #[derive(Debug)]
 pub(super) enum Command<P: Protocol> {
     Add(Box<Adopted<P>>),
-    Publish(Update, u64),
-    PublishTo(ConnKey, u32, Update, u64),
+    /// The last number: when it came, Unix µs.
+    Publish(Update, u64, u64),
+    PublishTo(ConnKey, u32, Update, u64, u64),
     Reply(ConnKey, P::Reply),
     Forget(PostId),
     Renew(Epoch, Duration),
@@ -139,12 +140,12 @@ impl<P: Protocol> EngineHandle<P> {
 
     /// A new state of a post, already accepted by its [`super::topic::Topic`], whose `gap` is passed on.
     pub fn publish(&self, update: Update, gap: u64) {
-        self.send(Command::Publish(update, gap));
+        self.send(Command::Publish(update, gap, unix_micros()));
     }
 
     /// The same for one subscription.
     pub(super) fn publish_to(&self, key: ConnKey, slot: u32, update: Update, gap: u64) {
-        self.send(Command::PublishTo(key, slot, update, gap));
+        self.send(Command::PublishTo(key, slot, update, gap, unix_micros()));
     }
 
     /// Answers a connection; nothing happens when it has gone.

@@ -147,6 +147,9 @@ pub struct EngineOptions {
     pub flush: Duration,
     /// A connection whose socket took nothing for this long is closed.
     pub write_timeout: Duration,
+    /// A stream that its peer ends without a word, after the stream was silent in both directions for this long, counts as cut
+    /// by something in between ([`TransportCounters::idle_cuts`]).
+    pub idle_cut: Duration,
     /// Unsent bytes the kernel may hold per connection (`TCP_NOTSENT_LOWAT`); without it latest-wins is defeated by the socket buffer.
     pub notsent_lowat: u32,
     /// Answers a connection may have pending before it is closed, bytes.
@@ -165,6 +168,7 @@ impl Default for EngineOptions {
             mailbox: Mailbox::Conflate,
             flush: Duration::ZERO,
             write_timeout: Duration::from_secs(20),
+            idle_cut: Duration::from_secs(15),
             notsent_lowat: 4096,
             max_pending: 512 * 1024,
             slice: 256,

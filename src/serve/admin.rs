@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -13,8 +14,9 @@ use serde_json::json;
 use super::app::App;
 use super::error::ApiError;
 use crate::domain::Transport;
-use crate::hub::{CloseReason, LATENCY_BUCKETS_US};
-use crate::telemetry::metrics::{CopiedBuckets, raise};
+use crate::hub::{CloseReason, LATENCY_BUCKETS_US, TransportCounters};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::{CopiedBuckets, raise, raise_seconds};
 
 /// One scrape copies at a time, so that a total is never copied twice.
 type Copying = Arc<Mutex<()>>;
@@ -89,15 +91,23 @@ fn copy(app: &App) {
         raise(&metrics.socket_writes_total.with_label_values(&[label]), counts.socket_writes);
         raise(&metrics.written_bytes_total.with_label_values(&[label]), counts.written_bytes);
         fallbacks += counts.fallback;
-        let bounds = LATENCY_BUCKETS_US.into_iter().map(seconds);
-        let latency = CopiedBuckets {
-            buckets: bounds.zip(counts.latency_counts).collect(),
-            above: counts.latency_counts[LATENCY_BUCKETS_US.len()],
-            sum: seconds(counts.latency_sum_us),
-        };
-        metrics.delivery_latency_seconds.set(label, latency);
+        metrics.delivery_latency_seconds.set(label, buckets(&counts.latency_counts, counts.latency_sum_us));
+        metrics.fanout_seconds.set(label, buckets(&counts.fanout_counts, counts.fanout_sum_us));
+        let mailbox = [
+            ("sent", counts.deliveries),
+            ("conflated", counts.conflated),
+            ("dropped", counts.dropped),
+            ("disconnected", counts.closed[CloseReason::MailboxFull as usize]),
+        ];
+        for (outcome, number) in mailbox {
+            raise(&metrics.mailbox_total.with_label_values(&[label, outcome]), number);
+        }
     }
     raise(&metrics.fallback_streams_total, fallbacks);
+    let all = |of: fn(&TransportCounters) -> u64| counters.transports.iter().map(of).sum::<u64>();
+    timed_out(metrics, "write", all(|counts| counts.closed[CloseReason::WriteTimeout as usize]));
+    timed_out(metrics, "idle_cut", all(|counts| counts.idle_cuts));
+    raise_seconds(&metrics.engine_busy_seconds_total, Duration::from_micros(counters.busy_us));
 
     let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let broker = app.broker.counters();
@@ -107,6 +117,18 @@ fn copy(app: &App) {
     raise(&metrics.broker_merged_total, of(&broker.merged));
     raise(&metrics.broker_reconnects_total, of(&broker.reconnects));
     metrics.broker_connected.set(i64::from(app.broker.state().borrow().connected));
+    let events = [
+        ("connected", &broker.connected),
+        ("disconnected", &broker.disconnected),
+        ("slow_consumer", &broker.slow),
+        ("lame_duck", &broker.lame_ducks),
+        ("error", &broker.errors),
+    ];
+    for (event, number) in events {
+        raise(&metrics.broker_events_total.with_label_values(&[event]), of(number));
+    }
+    metrics.subscriptions.set(count(app.broker.subscriptions()));
+    timed_out(metrics, "broker", of(&broker.timeouts));
 
     let watch = app.watch.counters();
     raise(&metrics.superseded_events_total, of(&watch.superseded_events));
@@ -118,6 +140,7 @@ fn copy(app: &App) {
     raise(&metrics.epochs_total, of(&watch.epochs));
     raise(&metrics.backward_rows_total, of(&watch.backward_rows));
     raise(&metrics.late_subscriptions_total, of(&watch.late_subscriptions));
+    metrics.broker_lag_seconds.set("", watch.lag.copied());
     metrics.watched_posts.set(count(app.watch.watched()));
     metrics.replay_events.set(count(app.watch.kept_events()));
 
@@ -133,11 +156,39 @@ fn copy(app: &App) {
     raise(&metrics.transaction_retries_total, of(&store.retries));
     raise(&metrics.like_commits_total, of(&store.commits));
     raise(&metrics.database_timeouts_total, of(&store.timeouts));
+    timed_out(metrics, "statement", of(&store.timeouts));
+    timed_out(metrics, "lock_wait", of(&store.lock_timeouts));
+    timed_out(metrics, "pool", of(&store.pool_timeouts));
+    let pooled = app.store.pooled();
+    metrics.pool_connections.with_label_values(&["idle"]).set(count(pooled.idle));
+    metrics.pool_connections.with_label_values(&["used"]).set(count(pooled.used));
+    metrics.pool_acquire_seconds.set("", store.acquire.copied());
     raise(&metrics.http_connections_total, of(&app.stats.accepted));
     raise(&metrics.http_connections_refused_total, of(&app.stats.refused));
-    metrics.runtime_tasks.set(count(app.runtime.metrics().num_alive_tasks()));
     raise(&metrics.slow_heads_total, of(&app.stats.slow_heads));
-    metrics.draining.set(i64::from(app.draining.load(Ordering::Acquire)));
+    timed_out(metrics, "head", of(&app.stats.slow_heads));
+
+    let runtime = app.runtime.metrics();
+    metrics.runtime_tasks.set(count(runtime.num_alive_tasks()));
+    metrics.runtime_workers.set(count(runtime.num_workers()));
+    metrics.runtime_queue_depth.set(count(runtime.global_queue_depth()));
+    let busy = (0..runtime.num_workers()).map(|worker| runtime.worker_total_busy_duration(worker)).sum();
+    raise_seconds(&metrics.runtime_busy_seconds_total, busy);
+
+    let draining = app.draining.load(Ordering::Acquire);
+    metrics.draining.set(i64::from(draining));
+    let open = Transport::ALL.into_iter().map(|transport| app.hub.connections(transport)).sum();
+    metrics.drain_remaining.set(if draining { count(open) } else { 0 });
+    metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+}
+
+fn timed_out(metrics: &Metrics, kind: &str, total: u64) {
+    raise(&metrics.timeouts_total.with_label_values(&[kind]), total);
+}
+
+fn buckets(counts: &[u64; LATENCY_BUCKETS_US.len() + 1], sum_us: u64) -> CopiedBuckets {
+    let buckets = LATENCY_BUCKETS_US.into_iter().map(seconds).zip(*counts).collect();
+    CopiedBuckets { buckets, above: counts[LATENCY_BUCKETS_US.len()], sum: seconds(sum_us) }
 }
 
 /// For people: what is connected, and why what was has ended.

@@ -141,6 +141,10 @@ pub struct Config {
     #[arg(long, env = "PUSHLAB_WRITE_TIMEOUT", value_name = "DURATION", value_parser = duration, default_value = "30s")]
     pub write_timeout: Duration,
 
+    /// A stream that its peer ends without a word after at least this silence counts as cut by a proxy (pushlab_timeouts_total, idle_cut); longer than --heartbeat, as streams are silent that long anyhow
+    #[arg(long, env = "PUSHLAB_IDLE_CUT", value_name = "DURATION", value_parser = duration, default_value = "15s")]
+    pub idle_cut: Duration,
+
     /// Origins that may open streams and send likes from a browser, besides the pod's own (may be repeated, or one list with commas)
     #[arg(long = "origin", env = "PUSHLAB_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = super::origin::exact)]
     pub origins: Vec<String>,
@@ -184,6 +188,10 @@ pub struct Config {
     /// Laboratory only: a broken pod. It answers every stream at once, with 503 or with a 200 that ends
     #[arg(long = "break", env = "PUSHLAB_BREAK", value_enum, value_name = "HOW")]
     pub broken: Option<Broken>,
+
+    /// Writes docs/metrics.md to stdout and ends
+    #[arg(long, hide = true)]
+    pub describe_metrics: bool,
 
     /// Laboratory only: the process kills itself at the first like that comes to this place
     #[arg(long, env = "PUSHLAB_FAIL_AT", value_enum, value_name = "PLACE", hide = true)]

@@ -76,6 +76,10 @@ pub use tls::TlsConfig;
 /// # Errors
 /// A message for the user.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<ExitCode> {
+    if config.describe_metrics {
+        write!(std::io::stdout().lock(), "{}", crate::telemetry::metrics::document())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let filter = crate::telemetry::logs::init(config.log_json, config.log_filter_file.clone())?;
     let mut hangups = signal(SignalKind::hangup()).context("the handler of SIGHUP")?;
     let _reloads = AbortOnDropHandle::new(tokio::spawn(async move {

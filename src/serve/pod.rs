@@ -209,8 +209,8 @@ fn hub(config: &Config, epoch: Epoch) -> anyhow::Result<Hub<Wire>> {
         MailboxPolicy::DropOldest => Mailbox::DropOldest(depth),
         MailboxPolicy::Disconnect => Mailbox::Disconnect(depth),
     };
-    let (write_timeout, flush) = (config.write_timeout, config.flush);
-    let mut options = EngineOptions { mailbox, flush, write_timeout, epoch, ..EngineOptions::default() };
+    let (write_timeout, idle_cut, flush) = (config.write_timeout, config.idle_cut, config.flush);
+    let mut options = EngineOptions { mailbox, flush, write_timeout, idle_cut, epoch, ..EngineOptions::default() };
     if config.conformance {
         // An echo of the largest message has to wait somewhere.
         options.max_pending = 4 * limits::CONFORMANCE_MESSAGE;

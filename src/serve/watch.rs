@@ -10,9 +10,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Broker, BrokerError, BrokerOptions, BrokerTarget};
-use crate::domain::{Epoch, LikesChanged, PostId, Update};
+use crate::domain::{Epoch, LikesChanged, PostId, Update, unix_micros};
 use crate::hub::topic::Accepted;
 use crate::store::{Lane, LikeStore, StoreError, StoredState};
+use crate::telemetry::metrics::Timings;
 use posts::{Entered, Generation, Posts, Start};
 
 /// What is watched and what is due.
@@ -112,6 +113,8 @@ pub struct WatchCounters {
     pub epochs: AtomicU64,
     /// Posts whose subscription the broker confirmed only after their first viewer was served.
     pub late_subscriptions: AtomicU64,
+    /// From COMMIT until an event came from the broker, those that came twice once.
+    pub lag: Timings,
 }
 
 /// Why a post cannot be watched now.
@@ -308,6 +311,9 @@ impl Inner {
     fn on_event(&self, event: LikesChanged) {
         let mut posts = self.posts();
         let Some((accepted, look)) = posts.event(&event, Instant::now(), &self.options) else { return };
+        if accepted != Accepted::Duplicate {
+            self.counters.lag.observe(Duration::from_micros(unix_micros().saturating_sub(event.committed_at)));
+        }
         match accepted {
             Accepted::New { gap } => {
                 if gap > 0 {

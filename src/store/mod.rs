@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::domain::{Epoch, LikesState, PostId, unix_micros};
+use crate::telemetry::metrics::Timings;
 
 /// Requests with a key that are under way in this process.
 mod flights;
@@ -92,6 +93,29 @@ pub struct StoreCounters {
     pub timeouts: AtomicU64,
     /// Transactions of likes that were committed; fewer than likes when several share one.
     pub commits: AtomicU64,
+    /// Post's rows (SQLite: the file) that stayed locked for the whole lock time-out.
+    pub lock_timeouts: AtomicU64,
+    /// Times no connection of the pool was free in time.
+    pub pool_timeouts: AtomicU64,
+    /// Waits for a connection of the pool, opening one included.
+    pub acquire: Timings,
+}
+
+/// Open connections of a database, of all pools together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pooled {
+    /// Waiting for work.
+    pub idle: usize,
+    /// At work.
+    pub used: usize,
+}
+
+impl Pooled {
+    fn add(mut self, open: u32, idle: usize) -> Self {
+        self.idle += idle;
+        self.used += usize::try_from(open).unwrap_or(usize::MAX).saturating_sub(idle);
+        self
+    }
 }
 
 impl StoreCounters {
@@ -395,6 +419,15 @@ impl LikeStore {
         match self {
             Self::MySql(store) => store.counters(),
             Self::Sqlite(store) => store.counters(),
+        }
+    }
+
+    /// The connections there are now.
+    #[must_use]
+    pub fn pooled(&self) -> Pooled {
+        match self {
+            Self::MySql(store) => store.pooled(),
+            Self::Sqlite(store) => store.pooled(),
         }
     }
 

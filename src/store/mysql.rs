@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::flights::Flights;
 use super::{
-    Lane, LikeOutcome, LikeRequest, Post, StoreCounters, StoreError, StoreOptions, StoredState, WriteStrategy, sql,
+    Lane, LikeOutcome, LikeRequest, Pooled, Post, StoreCounters, StoreError, StoreOptions, StoredState, WriteStrategy, sql,
 };
 use crate::domain::{Epoch, LikesState, PostId, Version, unix_micros};
 use combiner::Combiner;
@@ -226,6 +226,7 @@ impl MySql {
                 tries.overtaken
             }
             Failure::LockTimeout => {
+                StoreCounters::count(&counters.lock_timeouts);
                 let first_is_under_way = match request {
                     Some(request) => write::key_in_flight(&mut conn, request).await,
                     None => false,
@@ -242,7 +243,7 @@ impl MySql {
                 return Ok(());
             }
             failure => {
-                if matches!(failure, Failure::TimedOut | Failure::Unknown(_)) {
+                if matches!(failure, Failure::TimedOut | Failure::Unanswered) {
                     StoreCounters::count(&counters.timeouts);
                 }
                 return Err(failure.into_store_error(options.operation_timeout));
@@ -275,6 +276,11 @@ impl MySql {
         }
     }
 
+    pub(super) fn pooled(&self) -> Pooled {
+        let Inner { pool, writers, repair, .. } = &*self.inner;
+        [pool, writers, repair].into_iter().fold(Pooled::default(), |sum, pool| sum.add(pool.size(), pool.num_idle()))
+    }
+
     pub(super) async fn close(&self) {
         self.inner.pool.close().await;
         self.inner.writers.close().await;
@@ -287,7 +293,13 @@ impl MySql {
             Connections::Writers => &self.inner.writers,
             Connections::Repair => &self.inner.repair,
         };
-        match timeout_at(deadline, pool.acquire()).await {
+        let (counters, began) = (&self.inner.counters, Instant::now());
+        let acquired = timeout_at(deadline, pool.acquire()).await;
+        counters.acquire.observe(began.elapsed());
+        if matches!(acquired, Err(_) | Ok(Err(sqlx::Error::PoolTimedOut))) {
+            StoreCounters::count(&counters.pool_timeouts);
+        }
+        match acquired {
             Ok(Ok(conn)) => Ok(Lease::new(conn)),
             Ok(Err(e)) => Err(StoreError::Unavailable { cause: format!("no connection: {e}") }),
             Err(_) => Err(StoreError::Timeout(self.inner.options.operation_timeout)),
@@ -316,6 +328,7 @@ impl MySql {
             match failure {
                 Failure::Broken(_) if attempt < attempts => StoreCounters::count(&self.inner.counters.reconnects),
                 Failure::TimedOut => StoreCounters::count(&self.inner.counters.timeouts),
+                Failure::LockTimeout => StoreCounters::count(&self.inner.counters.lock_timeouts),
                 _ => {}
             }
             if attempt >= attempts || !matches!(failure, Failure::Broken(_)) {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
@@ -11,7 +12,7 @@ use sqlx::{ConnectOptions, Connection};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::flights::Flights;
-use super::{Lane, LikeOutcome, LikeRequest, Post, StoreCounters, StoreError, StoreOptions, StoredState, sql};
+use super::{Lane, LikeOutcome, LikeRequest, Pooled, Post, StoreCounters, StoreError, StoreOptions, StoredState, sql};
 use crate::domain::{Epoch, LikesState, PostId, Version, unix_micros};
 
 /// Tickets that were used.
@@ -167,12 +168,16 @@ impl Sqlite {
         let Inner { writer, options, counters, .. } = &*self.inner;
         let started = Instant::now();
         let limit = options.operation_timeout;
-        let mut conn = match timeout_at(started + limit, writer.acquire()).await {
-            Ok(conn) => conn.map_err(|e| failure(&e))?,
-            Err(_) => return Err(StoreError::Timeout(limit)),
+        let mut conn = match timeout_at(started + limit, self.acquire(writer)).await {
+            Ok(conn) => conn?,
+            Err(_) => {
+                StoreCounters::count(&counters.pool_timeouts);
+                return Err(StoreError::Timeout(limit));
+            }
         };
         match timeout_at(started + limit, write::transaction(&mut conn, request, started)).await {
             Ok(result) => {
+                self.locked(&result);
                 if result.as_ref().is_ok_and(|outcome| outcome.stages.commit_us > 0) {
                     StoreCounters::count(&counters.commits);
                 }
@@ -209,9 +214,31 @@ impl Sqlite {
         }
     }
 
+    pub(super) fn pooled(&self) -> Pooled {
+        let Inner { writer, readers, .. } = &*self.inner;
+        [writer, readers].into_iter().fold(Pooled::default(), |sum, pool| sum.add(pool.size(), pool.num_idle()))
+    }
+
     pub(super) async fn close(&self) {
         self.inner.writer.close().await;
         self.inner.readers.close().await;
+    }
+
+    async fn acquire(&self, pool: &SqlitePool) -> Result<PoolConnection<sqlx::Sqlite>, StoreError> {
+        let (counters, began) = (&self.inner.counters, Instant::now());
+        let acquired = pool.acquire().await;
+        counters.acquire.observe(began.elapsed());
+        if matches!(acquired, Err(sqlx::Error::PoolTimedOut)) {
+            StoreCounters::count(&counters.pool_timeouts);
+        }
+        acquired.map_err(|e| failure(&e))
+    }
+
+    /// SQLite waits by itself for another writer, as long as it was told, and then gives up.
+    fn locked<T>(&self, done: &Result<T, StoreError>) {
+        if matches!(done, Err(StoreError::Contended)) {
+            StoreCounters::count(&self.inner.counters.lock_timeouts);
+        }
     }
 
     async fn run<T>(
@@ -221,8 +248,10 @@ impl Sqlite {
     ) -> Result<T, StoreError> {
         let limit = self.inner.options.operation_timeout;
         let operation = async {
-            let mut conn = pool.acquire().await.map_err(|e| failure(&e))?;
-            work(&mut conn).await.map_err(|e| failure(&e))
+            let mut conn = self.acquire(pool).await?;
+            let done = work(&mut conn).await.map_err(|e| failure(&e));
+            self.locked(&done);
+            done
         };
         timeout(limit, operation).await.unwrap_or_else(|_| {
             StoreCounters::count(&self.inner.counters.timeouts);

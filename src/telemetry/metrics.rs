@@ -1,14 +1,23 @@
-//! Every metric of a pod in one struct; a field's doc comment is its help text. No label names a post, user or connection.
+//! Every metric of a pod, and of the generator, in one struct each; a field's doc comment is its help text. No label names
+//! a post, user or connection.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+/// Histograms that are counted elsewhere.
+mod copied;
+/// `docs/metrics.md`.
+mod describe;
+/// The process itself.
+mod process;
 
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::{Bucket, LabelPair, Metric, MetricFamily, MetricType};
+use std::time::Duration;
+
+use prometheus::core::Collector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
+
+pub use copied::{CopiedBuckets, CopiedHistogram, Timings};
+pub use describe::{Described, document};
 
 /// Classic bucket bounds in seconds, 100 µs to 10 s.
 pub const SECONDS: [f64; 21] = [
@@ -16,136 +25,99 @@ pub const SECONDS: [f64; 21] = [
     0.2, 0.5, 1.0, 2.5, 10.0,
 ];
 
+/// A label's name and, where they are few and known, its values: these series are there from the start, at zero.
+pub(crate) type Label = (&'static str, &'static [&'static str]);
+
 /// How a field's type is made from its options.
 trait Make: Sized + Clone + Collector + 'static {
-    fn make(opts: Opts, labels: &[&str]) -> prometheus::Result<Self>;
+    /// As Prometheus calls it.
+    const KIND: &'static str;
+    fn make(opts: Opts, labels: &[Label]) -> prometheus::Result<Self>;
 }
 
-impl Make for IntCounter {
-    fn make(opts: Opts, _: &[&str]) -> prometheus::Result<Self> {
-        Self::with_opts(opts)
-    }
+/// Names of labels.
+fn names(labels: &[Label]) -> Vec<&'static str> {
+    labels.iter().map(|(name, _)| *name).collect()
 }
 
-impl Make for IntGauge {
-    fn make(opts: Opts, _: &[&str]) -> prometheus::Result<Self> {
-        Self::with_opts(opts)
-    }
+/// Every combination of the known values; none when a label has none.
+fn combinations(labels: &[Label]) -> Vec<Vec<&'static str>> {
+    labels.iter().fold(vec![Vec::new()], |done, (_, values)| {
+        let with = |before: &Vec<&'static str>| values.iter().map(|v| [&before[..], &[*v]].concat()).collect::<Vec<_>>();
+        done.iter().flat_map(with).collect()
+    })
 }
 
-impl Make for Gauge {
-    fn make(opts: Opts, _: &[&str]) -> prometheus::Result<Self> {
-        Self::with_opts(opts)
-    }
+macro_rules! made {
+    ($($kind:ident $name:literal;)+) => { $(
+        impl Make for $kind {
+            const KIND: &'static str = $name;
+            fn make(opts: Opts, _: &[Label]) -> prometheus::Result<Self> {
+                Self::with_opts(opts.into())
+            }
+        }
+    )+ };
 }
 
-impl Make for IntCounterVec {
-    fn make(opts: Opts, labels: &[&str]) -> prometheus::Result<Self> {
-        Self::new(opts, labels)
-    }
+macro_rules! made_with_labels {
+    ($($kind:ident $name:literal;)+) => { $(
+        impl Make for $kind {
+            const KIND: &'static str = $name;
+            fn make(opts: Opts, labels: &[Label]) -> prometheus::Result<Self> {
+                let made = Self::new(opts.into(), &names(labels))?;
+                for values in combinations(labels) {
+                    drop(made.with_label_values(&values));
+                }
+                Ok(made)
+            }
+        }
+    )+ };
 }
 
-impl Make for IntGaugeVec {
-    fn make(opts: Opts, labels: &[&str]) -> prometheus::Result<Self> {
-        Self::new(opts, labels)
-    }
-}
+made! { IntCounter "counter"; Counter "counter"; IntGauge "gauge"; Gauge "gauge"; }
+made_with_labels! { IntCounterVec "counter"; IntGaugeVec "gauge"; }
 
 impl Make for Histogram {
-    fn make(opts: Opts, _: &[&str]) -> prometheus::Result<Self> {
+    const KIND: &'static str = "histogram";
+    fn make(opts: Opts, _: &[Label]) -> prometheus::Result<Self> {
         Self::with_opts(HistogramOpts::from(opts).buckets(SECONDS.to_vec()))
     }
 }
 
 impl Make for HistogramVec {
-    fn make(opts: Opts, labels: &[&str]) -> prometheus::Result<Self> {
-        Self::new(HistogramOpts::from(opts).buckets(SECONDS.to_vec()), labels)
-    }
-}
-
-/// A histogram that is counted elsewhere (by the engines, without atomics) and copied here at each scrape.
-#[derive(Debug, Clone)]
-pub struct CopiedHistogram {
-    desc: Desc,
-    label: String,
-    values: Arc<Mutex<BTreeMap<String, CopiedBuckets>>>,
-}
-
-/// One series of a [`CopiedHistogram`].
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct CopiedBuckets {
-    /// Upper bound in seconds and how many samples fell below it and above the bound before.
-    pub buckets: Vec<(f64, u64)>,
-    /// Samples above the last bound.
-    pub above: u64,
-    /// Sum of all samples in seconds.
-    pub sum: f64,
-}
-
-impl CopiedHistogram {
-    /// Replaces the series of this label value.
-    pub fn set(&self, label: &str, series: CopiedBuckets) {
-        self.values.lock().unwrap_or_else(PoisonError::into_inner).insert(label.into(), series);
-    }
-}
-
-impl Make for CopiedHistogram {
-    fn make(opts: Opts, labels: &[&str]) -> prometheus::Result<Self> {
-        let name = format!("{}_{}", opts.namespace, opts.name);
-        let desc = Desc::new(name, opts.help, labels.iter().map(ToString::to_string).collect(), opts.const_labels)?;
-        Ok(Self { desc, label: labels.join("_"), values: Arc::default() })
-    }
-}
-
-impl Collector for CopiedHistogram {
-    fn desc(&self) -> Vec<&Desc> {
-        vec![&self.desc]
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
-        if values.is_empty() {
-            return Vec::new();
+    const KIND: &'static str = "histogram";
+    fn make(opts: Opts, labels: &[Label]) -> prometheus::Result<Self> {
+        let made = Self::new(HistogramOpts::from(opts).buckets(SECONDS.to_vec()), &names(labels))?;
+        for values in combinations(labels) {
+            drop(made.with_label_values(&values));
         }
-        let series = values.iter().map(|(value, series)| {
-            let mut seen = 0;
-            let buckets = series.buckets.iter().map(|&(bound, count)| {
-                seen += count;
-                let mut bucket = Bucket::default();
-                bucket.set_upper_bound(bound);
-                bucket.set_cumulative_count(seen);
-                bucket
-            });
-            let mut histogram = prometheus::proto::Histogram::default();
-            histogram.set_bucket(buckets.collect());
-            histogram.set_sample_count(seen + series.above);
-            histogram.set_sample_sum(series.sum);
-            let mut pair = LabelPair::default();
-            pair.set_name(self.label.clone());
-            pair.set_value(value.clone());
-            let mut metric = Metric::from_label(vec![pair]);
-            metric.set_histogram(histogram);
-            metric
-        });
-        let mut family = MetricFamily::default();
-        family.set_name(self.desc.fq_name.clone());
-        family.set_help(self.desc.help.clone());
-        family.set_field_type(MetricType::HISTOGRAM);
-        family.set_metric(series.collect());
-        vec![family]
+        Ok(made)
     }
 }
 
 macro_rules! metrics {
-    ($( #[doc = $help:literal] $field:ident: $kind:ident $([$($label:literal),+])?; )+) => {
-        /// All metrics of one pod, named `pushlab_<field>`.
+    (
+        #[doc = $doc:literal] $name:ident $namespace:literal
+        $( #[doc = $help:literal] $field:ident: $kind:ident $([$($label:ident $($value:ident)|*),+])?; )+
+    ) => {
+        #[doc = $doc]
         #[derive(Debug, Clone)]
-        pub struct Metrics {
+        pub struct $name {
             registry: Registry,
             $( #[doc = $help] pub $field: $kind, )+
         }
 
-        impl Metrics {
+        impl $name {
+            /// As they were declared, in this order.
+            pub const DESCRIBED: &'static [Described] = &[
+                $( Described {
+                    name: concat!($namespace, "_", stringify!($field)),
+                    kind: <$kind as Make>::KIND,
+                    labels: &[$($((stringify!($label), &[$(stringify!($value)),*])),+)?],
+                    help: $help,
+                }, )+
+            ];
+
             /// A registry with every metric at zero.
             ///
             /// # Panics
@@ -153,43 +125,63 @@ macro_rules! metrics {
             #[must_use]
             pub fn new() -> Self {
                 let registry = Registry::new();
+                let mut described = Self::DESCRIBED.iter();
                 $( let $field = {
-                    let opts = Opts::new(stringify!($field), $help.trim()).namespace("pushlab");
-                    let metric = <$kind as Make>::make(opts, &[$($($label),+)?]).expect("well-formed name");
+                    let opts = Opts::new(stringify!($field), $help.trim()).namespace($namespace);
+                    let labels = described.next().expect("one for each field").labels;
+                    let metric = <$kind as Make>::make(opts, labels).expect("well-formed name");
                     registry.register(Box::new(metric.clone())).expect("a name of its own");
                     metric
                 }; )+
+                registry.register(Box::new(process::Process::new())).expect("other names");
                 Self { registry, $( $field, )+ }
+            }
+
+            /// The text exposition format 0.0.4.
+            ///
+            /// # Errors
+            /// When a metric cannot be written, which would be a defect.
+            pub fn text(&self) -> prometheus::Result<String> {
+                TextEncoder::new().encode_to_string(&self.registry.gather())
+            }
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self::new()
             }
         }
     };
 }
 
 metrics! {
+    /// All metrics of one pod, named `pushlab_<field>`.
+    Metrics "pushlab"
+
     /// Streams that are open now.
-    connections: IntGaugeVec ["transport"];
+    connections: IntGaugeVec [transport sse|stomp];
     /// Streams accepted.
-    accepted_total: IntCounterVec ["transport"];
+    accepted_total: IntCounterVec [transport sse|stomp];
     /// Streams ended, by who or what ended them.
-    closed_total: IntCounterVec ["transport", "reason"];
+    closed_total: IntCounterVec [transport sse|stomp, reason];
     /// Updates written to viewers' sockets.
-    deliveries_total: IntCounterVec ["transport"];
+    deliveries_total: IntCounterVec [transport sse|stomp];
     /// Versions a viewer was not sent one by one: conflated into a newer state, superseded before they came, or dropped.
-    skipped_versions_total: IntCounterVec ["transport", "reason"];
+    skipped_versions_total: IntCounterVec [transport sse|stomp, reason];
     /// Events that arrived after a newer one and went to nobody.
     superseded_events_total: IntCounter;
     /// Calls of send(2) to viewers; deliveries divided by this is events per write.
-    socket_writes_total: IntCounterVec ["transport"];
+    socket_writes_total: IntCounterVec [transport sse|stomp];
     /// Bytes written to viewers' sockets.
-    written_bytes_total: IntCounterVec ["transport"];
+    written_bytes_total: IntCounterVec [transport sse|stomp];
     /// From the like's COMMIT (stamped by the liking pod) to the write to the viewer's socket.
-    delivery_latency_seconds: CopiedHistogram ["transport"];
+    delivery_latency_seconds: CopiedHistogram [transport sse|stomp];
     /// Streams turned away: full, draining, broken (laboratory), or the post could not be read.
-    streams_refused_total: IntCounterVec ["reason"];
+    streams_refused_total: IntCounterVec [reason];
     /// Streams that the engine writes through a socket pair (HTTP/2, HTTP/1.0, TLS) and not to their TCP socket.
     fallback_streams_total: IntCounter;
     /// Likes and take-backs by outcome: changed, unchanged, pending (--write event), replayed, refused (the caller's fault), failed (ours).
-    likes_total: IntCounterVec ["result"];
+    likes_total: IntCounterVec [result changed|unchanged|pending|replayed|refused|failed];
     /// Wait for the post's row lock.
     lock_wait_seconds: Histogram;
     /// The like's transaction from lock to COMMIT.
@@ -237,7 +229,7 @@ metrics! {
     /// Database operations given up because their time had passed.
     database_timeouts_total: IntCounter;
     /// Streams, or SUBSCRIBEs, by what their client had: fresh, current, replayed (got the events), behind, other_epoch, malformed, ahead (of the database).
-    resumes_total: IntCounterVec ["transport", "result"];
+    resumes_total: IntCounterVec [transport sse|stomp, result];
     /// TCP connections accepted on the public port.
     http_connections_total: IntCounter;
     /// TCP connections closed at once because too many were open.
@@ -257,9 +249,9 @@ metrics! {
     /// Posts whose subscription the broker confirmed only after their first viewer was served.
     late_subscriptions_total: IntCounter;
     /// Tokens and tickets by what became of them: accepted, missing, malformed, key, signature, time, claims, used (a ticket, twice).
-    auth_total: IntCounterVec ["result"];
+    auth_total: IntCounterVec [result accepted|missing|malformed|key|signature|time|claims|used];
     /// Readings of the JWKS after the first: done, failed (the old keys stay).
-    jwks_refreshes_total: IntCounterVec ["result"];
+    jwks_refreshes_total: IntCounterVec [result done|failed];
     /// Connections closed because a request's head, or a TLS or HTTP/2 handshake, did not come in time.
     slow_heads_total: IntCounter;
     /// Rows read again by anti-entropy.
@@ -267,32 +259,71 @@ metrics! {
     /// Rows read again by anti-entropy that were newer than what the pod knew.
     anti_entropy_healed_total: IntCounter;
     /// Ordinary requests by route template and status.
-    http_requests_total: IntCounterVec ["route", "status"];
+    http_requests_total: IntCounterVec [route, status];
     /// Tasks of the asynchronous runtime that are alive.
     runtime_tasks: IntGauge;
     /// 1 while the pod drains.
     draining: IntGauge;
+    /// Time-outs by kind: write (a viewer's socket took nothing for --write-timeout), heartbeat (a STOMP client's heart-beat was missed), idle_cut (peer or proxy ended a stream without a word that had been silent for --idle-cut), lock_wait (a post's row), pool (acquire of a database connection), statement (database operation), broker (round trip, request or acknowledgement), head (slow request head or TLS handshake), connect (no CONNECT within 10 s).
+    timeouts_total: IntCounterVec [kind write|heartbeat|idle_cut|lock_wait|pool|statement|broker|head|connect];
+    /// From the arrival of an event in this pod until the last local socket of its post was tried; per post that has viewers of the transport. A flush window counts.
+    fanout_seconds: CopiedHistogram [transport sse|stomp];
+    /// From COMMIT until this pod received the event from the broker. Two pods' clocks: as exact as they agree.
+    broker_lag_seconds: CopiedHistogram;
+    /// Versions × viewers by what their mailbox did: sent, conflated (into a newer state), dropped (the queue was full), disconnected (viewers closed for a full queue).
+    mailbox_total: IntCounterVec [transport sse|stomp, outcome sent|conflated|dropped|disconnected];
+    /// Database connections that are open, all pools of the process together.
+    pool_connections: IntGaugeVec [state idle|used];
+    /// Wait for a database connection, opening one included.
+    pool_acquire_seconds: CopiedHistogram;
+    /// Time the asynchronous runtime's workers were busy, summed over them; all pods of the process together.
+    runtime_busy_seconds_total: Counter;
+    /// Worker threads of the asynchronous runtime.
+    runtime_workers: IntGauge;
+    /// Tasks that wait in the asynchronous runtime's global queue.
+    runtime_queue_depth: IntGauge;
+    /// Time the engines' threads were not waiting for sockets (being off the processor counts), summed over them.
+    engine_busy_seconds_total: Counter;
+    /// Always 1; the label says which build runs.
+    build_info: IntGaugeVec [version];
+    /// While the pod drains: viewers that are still to be ended. Else 0.
+    drain_remaining: IntGauge;
+    /// What happened to the broker's connection: connected, disconnected, slow_consumer (messages were lost), lame_duck (the server is about to leave), error (reported by server or client).
+    broker_events_total: IntCounterVec [event connected|disconnected|slow_consumer|lame_duck|error];
+    /// Posts' subjects subscribed to at the broker.
+    subscriptions: IntGauge;
+    /// With --canary: from the like's request until a canary viewer got the update through the public URL.
+    canary_like_to_view_seconds: HistogramVec [transport];
+    /// With --canary: likes of the canary, by what its viewer saw of them: seen, late (beyond the period), lost (a newer state came, or none), unreachable (the like or the stream failed).
+    canary_total: IntCounterVec [transport, result];
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        Self::new()
-    }
-}
+metrics! {
+    /// What the generator tells while it runs (`load --metrics-listen`), named `pushlab_load_<field>`.
+    LoadMetrics "pushlab_load"
 
-impl Metrics {
-    /// The text exposition format 0.0.4.
-    ///
-    /// # Errors
-    /// When a metric cannot be written, which would be a defect.
-    pub fn text(&self) -> prometheus::Result<String> {
-        TextEncoder::new().encode_to_string(&self.registry.gather())
-    }
+    /// From a like's due time to its arrival at a viewer (the kernel's stamp): what a user waits. One sample per like and viewer, within the measured window, as in the ledger.
+    due_to_view_seconds: HistogramVec [transport];
+    /// From the like's COMMIT (the pod's clock) to its arrival at a viewer (the kernel's stamp), as in the ledger.
+    commit_to_view_seconds: HistogramVec [transport];
+    /// Likes by outcome: ok, failed (refused by the service), unknown (time-out or reset), unsent (no user was free in time).
+    likes_total: IntCounterVec [result ok|failed|unknown|unsent];
+    /// Viewers that are connected now.
+    viewers: IntGaugeVec [transport];
+    /// Connections of viewers that ended without being asked to, and attempts that failed.
+    reconnects_total: IntCounterVec [transport];
+    /// From a like's due time until the generator sent it: its own delay.
+    schedule_lag_seconds: Histogram;
 }
 
 /// Brings a counter up to a total that is counted elsewhere. Call it from one place at a time.
 pub fn raise(counter: &IntCounter, total: u64) {
     counter.inc_by(total.saturating_sub(counter.get()));
+}
+
+/// The same for a total of time.
+pub fn raise_seconds(counter: &Counter, total: Duration) {
+    counter.inc_by((total.as_secs_f64() - counter.get()).max(0.0));
 }
 
 #[cfg(test)]

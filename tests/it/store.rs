@@ -1,6 +1,7 @@
 //! The store against a real MariaDB and a real file: counted once, in bounded time, back without a restart.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -289,6 +290,40 @@ async fn a_locked_row_ends_in_an_error_and_its_key_in_a_conflict() {
     other.execute("rollback").await.unwrap();
     assert_eq!(state(&store, post).await, (0, 0));
     assert!(store.apply(&keyed(post, "here", b"")).await.unwrap().changed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn time_outs_are_counted_by_what_was_waited_for() {
+    let url = MariaDb::shared().database().await;
+    let proxy = Proxy::start(MariaDb::shared().port()).await;
+    let patient = Duration::from_secs(4);
+    let options = StoreOptions {
+        max_connections: 1,
+        acquire_timeout: Duration::from_millis(300),
+        operation_timeout: patient,
+        ..hasty()
+    };
+    let store = LikeStore::connect(&url, options).await.unwrap();
+    let post = new_post(&store).await;
+    let mut other = MySqlConnection::connect(&url).await.unwrap();
+    other.execute("begin").await.unwrap();
+    sqlx::query("select * from posts where id = ? for update").bind(post.get()).execute(&mut other).await.unwrap();
+    // One has the only connection and waits for the row, the other waits for the connection.
+    let both = all(std::slice::from_ref(&store), vec![like(post); 2]).await;
+    assert!(both.iter().all(Result::is_err), "{both:?}");
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let counters = store.counters();
+    let counted = [&counters.lock_timeouts, &counters.pool_timeouts, &counters.timeouts].map(read);
+    assert_eq!(counted, [1, 1, 0]);
+    assert!(counters.acquire.copied().sum >= 0.3 && store.pooled().used + store.pooled().idle >= 1);
+    other.execute("rollback").await.unwrap();
+
+    let frozen = LikeStore::connect(&proxy.instead_of(&url), hasty()).await.unwrap();
+    frozen.apply(&like(post)).await.unwrap();
+    proxy.freeze();
+    assert!(frozen.apply(&like(post)).await.is_err());
+    let counters = frozen.counters();
+    assert_eq!([&counters.lock_timeouts, &counters.pool_timeouts, &counters.timeouts].map(read), [0, 0, 1]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,7 +3,7 @@
 use super::Engine;
 use super::conn::{Link, Wrote};
 use super::queued::Ring;
-use crate::domain::{PostId, Update, Version, unix_micros};
+use crate::domain::{PostId, Transport, Update, Version, unix_micros};
 use crate::hub::encoded::Encoded;
 use crate::hub::{CloseReason, ConnKey, Protocol, Subscription};
 
@@ -38,6 +38,14 @@ pub(super) struct Topic<P: Protocol> {
     /// The round under way: next position, and how many are left.
     at: usize,
     left: usize,
+    /// When the newest event came, Unix µs; within a flush window, its first.
+    came_at: u64,
+    /// The event whose fan-out is being timed came then, and has been tried everywhere once `left` is down to `mark`: a newer
+    /// one makes the round go on beyond it.
+    timed_from: u64,
+    mark: usize,
+    /// Viewers by transport.
+    by_transport: [u32; Transport::ALL.len()],
     /// In the engine's list of active topics.
     active: bool,
     /// In the engine's list of topics that wait for the flush window to end.
@@ -57,6 +65,10 @@ impl<P: Protocol> Topic<P> {
             encoded: Encoded::default(),
             at: 0,
             left: 0,
+            came_at: 0,
+            timed_from: 0,
+            mark: 0,
+            by_transport: [0; Transport::ALL.len()],
             active: false,
             waiting: false,
         }
@@ -74,21 +86,21 @@ impl<P: Protocol> Engine<P> {
     }
 
     /// Keeps the newest state, also of a post without viewers here (one may be on its way), and starts its round.
-    pub(super) fn publish(&mut self, update: Update, gap: u64) {
+    pub(super) fn publish(&mut self, update: Update, gap: u64, at: u64) {
         let id = self.topic(update.post_id());
-        self.publish_on(id, update, gap);
+        self.publish_on(id, update, gap, at);
     }
 
     /// The same for one subscription, if it is still there.
-    pub(super) fn publish_to(&mut self, name: ConnKey, slot: u32, update: Update, gap: u64) {
+    pub(super) fn publish_to(&mut self, name: ConnKey, slot: u32, update: Update, gap: u64, at: u64) {
         let conn = self.conns.get(name.index as usize).filter(|conn| conn.generation == name.generation);
         let link = conn.and_then(|conn| self.link(conn.links.as_slice(), slot));
         if let Some(link) = link.filter(|link| self.topics[link.topic as usize].alone) {
-            self.publish_on(link.topic, update, gap);
+            self.publish_on(link.topic, update, gap, at);
         }
     }
 
-    fn publish_on(&mut self, id: u32, update: Update, gap: u64) {
+    fn publish_on(&mut self, id: u32, update: Update, gap: u64, at: u64) {
         let topic = &mut self.topics[id as usize];
         topic.skipped += gap;
         if topic.latest.is_some_and(|latest| latest.version() >= update.version()) {
@@ -102,6 +114,7 @@ impl<P: Protocol> Engine<P> {
         if topic.viewers.is_empty() || topic.waiting {
             return;
         }
+        topic.came_at = at;
         if self.options.flush.is_zero() {
             self.start_round(id);
         } else {
@@ -113,7 +126,12 @@ impl<P: Protocol> Engine<P> {
     /// A round over all viewers. One under way goes on from its position over the whole list: fair, and the newest wins.
     pub(super) fn start_round(&mut self, id: u32) {
         let topic = &mut self.topics[id as usize];
+        let untimed = if topic.active { topic.left.saturating_sub(topic.mark) } else { 0 };
         topic.left = topic.viewers.len();
+        topic.mark = if untimed > 0 { topic.left.saturating_sub(untimed) } else { 0 };
+        if untimed == 0 {
+            topic.timed_from = topic.came_at;
+        }
         if !topic.active && topic.left > 0 {
             topic.active = true;
             // Another first viewer each time, so that being late is not always the same viewer's lot.
@@ -141,10 +159,30 @@ impl<P: Protocol> Engine<P> {
                 topic.at = if position + 1 < topic.viewers.len() { position + 1 } else { 0 };
                 topic.left -= 1;
                 budget -= 1;
+                let tried_everywhere = topic.left == topic.mark;
                 self.deliver(id, position);
+                if tried_everywhere {
+                    self.fanned_out(id);
+                }
             }
         }
         !self.active.is_empty()
+    }
+
+    /// Every viewer has been tried since the timed event came. When a newer one came meanwhile, that one is timed now. The end
+    /// is the last write's stamp, which is there already: no clock is read.
+    fn fanned_out(&mut self, id: u32) {
+        let topic = &mut self.topics[id as usize];
+        // A stamp from before: nobody lacked it, or no socket took it.
+        if self.wrote_at >= topic.timed_from && !topic.alone {
+            let took = self.wrote_at - topic.timed_from;
+            for transport in Transport::ALL {
+                if topic.by_transport[transport as usize] > 0 {
+                    self.counters.of_mut(transport).fanout(took);
+                }
+            }
+        }
+        (topic.mark, topic.timed_from) = (0, topic.came_at);
     }
 
     /// Writes the newest update to one viewer, if it lacks it and its socket takes it. Idempotent.
@@ -159,6 +197,8 @@ impl<P: Protocol> Engine<P> {
         if viewer.cursor >= update.version() || !conn.is_ready() {
             return;
         }
+        // Before the write, so that no arrival is earlier; it also ends the fan-out's time.
+        let at = unix_micros();
         // Private bytes may carry state (positions of several posts): once made they must go out.
         let private = conn.protocol.encode_private(&update, viewer.slot);
         let wrote = match &private {
@@ -174,7 +214,8 @@ impl<P: Protocol> Engine<P> {
                 }
                 counters.deliveries += 1;
                 if let Update::Changed(event) = update {
-                    counters.latency(unix_micros().saturating_sub(event.committed_at));
+                    self.wrote_at = at;
+                    counters.latency(at.saturating_sub(event.committed_at));
                     let not_sent = event.prev.0.saturating_sub(viewer.cursor.0);
                     let superseded = not_sent.min(topic.skipped - viewer.skipped);
                     counters.superseded += superseded;
@@ -228,6 +269,7 @@ impl<P: Protocol> Engine<P> {
         if topic.active {
             topic.left += 1;
         }
+        topic.by_transport[self.conns[key as usize].protocol.transport() as usize] += 1;
         let link = Link { topic: id, position: u32::try_from(position).expect("fewer than 2^32 viewers") };
         self.conns[key as usize].links.push(link);
         if !self.topics[id as usize].waiting {
@@ -260,6 +302,7 @@ impl<P: Protocol> Engine<P> {
         let position = link.position as usize;
         let gone = topic.viewers.swap_remove(position);
         topic.encoded.release(gone.format);
+        topic.by_transport[self.conns[key as usize].protocol.transport() as usize] -= 1;
         let len = topic.viewers.len();
         topic.left = topic.left.min(len);
         if topic.at >= len {

@@ -62,6 +62,8 @@ struct Engine<P: Protocol> {
     /// Connections that had more to read than their turn allowed.
     unfinished: Vec<u32>,
     counters: EngineCounters,
+    /// When the last update was written to a viewer, Unix µs.
+    wrote_at: u64,
     sweep: sweep::Sweep,
     draining: Option<sweep::Draining>,
     generation: u32,
@@ -117,6 +119,7 @@ impl<P: Protocol> Engine<P> {
             leaving: Vec::new(),
             unfinished: Vec::new(),
             counters: EngineCounters::default(),
+            wrote_at: 0,
             sweep: sweep::Sweep::new(now),
             draining: None,
             generation: 0,
@@ -133,7 +136,9 @@ impl<P: Protocol> Engine<P> {
         let mut commands = Vec::new();
         let mut busy = false;
         loop {
-            if let Err(error) = self.poll.poll(&mut events, Some(self.timeout(busy)))
+            let waits_from = Instant::now();
+            self.counters.busy_us += u64::try_from((waits_from - self.now).as_micros()).unwrap_or(u64::MAX);
+            if let Err(error) = self.poll.poll(&mut events, Some(self.timeout(busy, waits_from)))
                 && error.kind() != io::ErrorKind::Interrupted
             {
                 tracing::error!(%error, "epoll failed; the engine ends");
@@ -169,12 +174,12 @@ impl<P: Protocol> Engine<P> {
         }
     }
 
-    fn timeout(&self, busy: bool) -> Duration {
+    fn timeout(&self, busy: bool, now: Instant) -> Duration {
         if busy {
             return Duration::ZERO;
         }
         let due = self.windows.front().map_or(self.sweep.due, |(due, _)| self.sweep.due.min(*due));
-        due.saturating_duration_since(Instant::now())
+        due.saturating_duration_since(now)
     }
 
     fn tell_time(&mut self) {
@@ -187,8 +192,8 @@ impl<P: Protocol> Engine<P> {
     fn on_command(&mut self, command: Command<P>) -> bool {
         match command {
             Command::Add(adopted) => self.add(*adopted),
-            Command::Publish(update, gap) => self.publish(update, gap),
-            Command::PublishTo(key, slot, update, gap) => self.publish_to(key, slot, update, gap),
+            Command::Publish(update, gap, at) => self.publish(update, gap, at),
+            Command::PublishTo(key, slot, update, gap, at) => self.publish_to(key, slot, update, gap, at),
             Command::Reply(key, reply) => self.on_reply(key, reply),
             Command::Forget(post) => self.forget(post),
             Command::Renew(epoch, over) => self.renew(epoch, over),
@@ -287,10 +292,7 @@ impl<P: Protocol> Engine<P> {
                 break;
             }
             match conn.stream.read(&mut buffer) {
-                Ok(0) => {
-                    let reason = conn.closing.unwrap_or(CloseReason::Peer);
-                    self.doom(key, reason);
-                }
+                Ok(0) => self.ended_by_peer(key, CloseReason::Peer),
                 Ok(read) => {
                     conn.last_read = self.tick;
                     // A short read has emptied the socket; what comes later is a new event.
@@ -307,10 +309,7 @@ impl<P: Protocol> Engine<P> {
                     conn.input_waiting = false;
                     break;
                 }
-                Err(error) => {
-                    let reason = conn.closing.unwrap_or_else(|| reason_of(&error));
-                    self.doom(key, reason);
-                }
+                Err(error) => self.ended_by_peer(key, reason_of(&error)),
             }
         }
         self.read_buffer = buffer;
@@ -318,6 +317,18 @@ impl<P: Protocol> Engine<P> {
         if self.conns.get(key as usize).is_some_and(|conn| !conn.doomed && more(conn)) {
             self.unfinished.push(key);
         }
+    }
+
+    /// The peer's direction has ended. Without a word, and after a long silence, something in between has cut the stream.
+    fn ended_by_peer(&mut self, key: u32, how: CloseReason) {
+        let conn = &self.conns[key as usize];
+        let silent = TICK * self.tick.wrapping_sub(conn.last_read.max(conn.last_write));
+        let by_peer = conn.closing.is_none() && !conn.doomed && matches!(how, CloseReason::Peer | CloseReason::Reset);
+        if by_peer && silent >= self.options.idle_cut {
+            self.counters.of_mut(conn.protocol.transport()).idle_cuts += 1;
+        }
+        let reason = conn.closing.unwrap_or(how);
+        self.doom(key, reason);
     }
 
     fn feed(&mut self, key: u32, input: &[u8]) {

@@ -61,6 +61,7 @@ impl<P: Protocol> Engine<P> {
         while conn.is_ready()
             && let Some(kept) = topic.ring.after(viewer.cursor)
         {
+            let at = unix_micros();
             // As in `deliver`: private bytes, once made, must go out.
             let private = conn.protocol.encode_private(&kept.update, viewer.slot);
             let wrote = match &private {
@@ -83,7 +84,8 @@ impl<P: Protocol> Engine<P> {
             counters.written_bytes += written as u64;
             counters.deliveries += 1;
             if let Update::Changed(event) = kept.update {
-                counters.latency(unix_micros().saturating_sub(event.committed_at));
+                self.wrote_at = at;
+                counters.latency(at.saturating_sub(event.committed_at));
                 let not_sent = event.prev.0.saturating_sub(viewer.cursor.0);
                 let superseded = not_sent.min(kept.skipped.saturating_sub(viewer.skipped));
                 counters.superseded += superseded;

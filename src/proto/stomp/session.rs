@@ -309,6 +309,12 @@ impl Session {
         Some(message_with_ack(update, &format, (self.version == super::Version::V12).then_some(&*ack)))
     }
 
+    /// Whether CONNECT was answered and nothing has ended it since.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Open)
+    }
+
     /// What time asks for: a heart-beat, or an ERROR when the client has been silent for twice its promise or has not
     /// sent CONNECT in time. `age` is since the connection opened, the others since the last read and write.
     #[must_use]

@@ -352,11 +352,14 @@ impl Talk {
         }
         self.replay_room = limits::REPLAY;
         let since = |then| now.saturating_duration_since(then);
+        let was_open = self.session.is_open();
         for action in self.session.tick(since(self.opened), since(last_read), since(last_write)) {
             match action {
                 Action::Send(bytes) => out.extend_from_slice(&self.framing.frame(&bytes)),
                 Action::Close(_) => {
                     out.extend_from_slice(&self.framing.close(close::POLICY, "silent for too long"));
+                    let kind = if was_open { "heartbeat" } else { "connect" };
+                    self.app.metrics.timeouts_total.with_label_values(&[kind]).inc();
                     return Flow::Close(CloseReason::ReadTimeout);
                 }
                 other => tracing::error!(?other, "a tick asks for this"),

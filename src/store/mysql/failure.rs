@@ -21,8 +21,10 @@ pub(super) enum Failure {
     Broken(String),
     /// The operation's time has passed; nothing was committed.
     TimedOut,
-    /// COMMIT was sent and not answered.
+    /// The connection broke after COMMIT was sent.
     Unknown(String),
+    /// COMMIT was sent and not answered in time.
+    Unanswered,
 }
 
 /// How often an operation was tried, and why again.
@@ -58,7 +60,7 @@ impl From<sqlx::Error> for Failure {
 
 impl Failure {
     pub(super) const fn leaves_connection_unusable(&self) -> bool {
-        matches!(self, Self::Broken(_) | Self::TimedOut | Self::Unknown(_))
+        matches!(self, Self::Broken(_) | Self::TimedOut | Self::Unknown(_) | Self::Unanswered)
     }
 
     pub(super) fn into_store_error(self, limit: Duration) -> StoreError {
@@ -68,6 +70,7 @@ impl Failure {
             Self::Broken(cause) => StoreError::Unavailable { cause },
             Self::TimedOut => StoreError::Timeout(limit),
             Self::Unknown(cause) => StoreError::OutcomeUnknown { cause },
+            Self::Unanswered => StoreError::OutcomeUnknown { cause: "no answer to COMMIT in time".into() },
         }
     }
 }

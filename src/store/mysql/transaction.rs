@@ -47,7 +47,7 @@ pub(super) async fn end<T>(
         // An error in the database's own words: it has not committed.
         Ok(Err(e)) if e.as_database_error().is_some() => Err(e.into()),
         Ok(Err(e)) => Err(Failure::Unknown(e.to_string())),
-        Err(_) => Err(Failure::Unknown("no answer to COMMIT in time".into())),
+        Err(_) => Err(Failure::Unanswered),
     }
 }
 

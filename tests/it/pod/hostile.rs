@@ -76,6 +76,7 @@ async fn every_kind_of_half_handshake_is_closed_in_time() {
         drop(timeout(PATIENCE, socket.read_to_end(&mut left)).await.expect("an end"));
     }
     pods.metric_becomes(0, "pushlab_slow_heads_total", "", 50.0).await;
+    pods.metric_becomes(0, "pushlab_timeouts_total", "kind=\"head\"", 50.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

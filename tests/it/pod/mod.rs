@@ -32,6 +32,7 @@ mod roles;
 mod sse;
 mod stomp;
 mod streams;
+mod timeouts;
 mod tls;
 mod tokens;
 mod writing;

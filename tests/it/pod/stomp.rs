@@ -65,6 +65,7 @@ async fn stomp_27_any_byte_is_a_sign_of_life_and_silence_ends_within_two_periods
     };
     tokio::join!(trickle, end);
     pods.metric_becomes(0, "pushlab_connections", "stomp", 0.0).await;
+    pods.metric_becomes(0, "pushlab_timeouts_total", "kind=\"heartbeat\"", 1.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

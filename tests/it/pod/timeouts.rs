@@ -1,0 +1,104 @@
+//! Time-outs and the broker's events, each provoked by what causes it in the world and read from `/metrics`. (Missed
+//! heart-beats: `stomp.rs`; slow heads: `hostile.rs`.)
+
+use nix::sys::signal::Signal;
+use sqlx::{Connection, Executor, MySqlConnection};
+
+use super::TestPods;
+use super::client::{Next, Sse, Stomp};
+use super::raw::{Raw, request, status};
+use crate::edge::EdgeServer;
+use crate::servers::{MariaDb, NatsServer};
+use pushlab::compare::edges::Edge;
+
+/// Waits until so many time-outs of this kind are counted.
+async fn timed_out(pods: &TestPods, kind: &str, times: f64) {
+    pods.metric_becomes(0, "pushlab_timeouts_total", &format!("kind=\"{kind}\""), times).await;
+}
+
+/// nginx that gives a silent stream one second.
+fn impatient(conf: &str) -> String {
+    let line = |line: &str| if line.trim().starts_with("proxy_read_timeout") { "proxy_read_timeout 1s;" } else { line };
+    conf.lines().map(|text| format!("{}\n", line(text))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_cut_by_a_proxy_is_told_from_a_viewer_that_leaves() {
+    let pods = TestPods::start(&["--heartbeat", "0", "--idle-cut", "700ms"]).await;
+    let post = pods.post().await;
+    let nginx = EdgeServer::start(Edge::NginxLeastConn, pods.addresses[0], impatient);
+    // Silent for as long as the others, but it says good-bye.
+    let (mut polite, _) = Stomp::watching(pods.addresses[0], post).await;
+    let (mut stomp, _) = Stomp::watching(nginx.address(), post).await;
+    let url = format!("http://{}/posts/{post}/likes", nginx.address());
+    let sse = pods.http.get(url).header("accept", "text/event-stream").send().await.unwrap();
+    assert_eq!(stomp.next().await, Next::Closed(None), "nginx ends it without a word");
+    drop(sse.bytes().await);
+    timed_out(&pods, "idle_cut", 2.0).await;
+    pods.metric_becomes(0, "pushlab_closed_total", "reason=\"peer\"", 2.0).await;
+    polite.send("DISCONNECT\n\n\0").await;
+    pods.metric_becomes(0, "pushlab_connections", "", 0.0).await;
+    timed_out(&pods, "idle_cut", 2.0).await;
+
+    // A reader that closes the page some time after the last like: no silence worth the name.
+    let pods = TestPods::start(&[]).await;
+    let post = pods.post().await;
+    let mut sse = Sse::open(&pods, 0, &format!("/posts/{post}/likes")).await;
+    sse.json().await;
+    drop(sse);
+    pods.metric_becomes(0, "pushlab_closed_total", "transport=\"sse\"", 1.0).await;
+    timed_out(&pods, "idle_cut", 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_viewer_that_takes_nothing_and_one_that_says_nothing() {
+    let pods = TestPods::start(&["--write-timeout", "1s"]).await;
+    let post = pods.post().await;
+    let accept = [("accept", "text/event-stream")];
+    let (_stalled, head, _) = request(pods.addresses[0], &format!("GET /posts/{post}/likes"), &accept, b"").await;
+    assert_eq!(status(&head), 200);
+    let _mute = Raw::open(pods.addresses[0], "/stomp", b"").await;
+    let full = async {
+        while pods.metric(0, "pushlab_timeouts_total", "kind=\"write\"").await < 0.5 {
+            pods.like(0, post).await;
+        }
+    };
+    tokio::time::timeout(super::PATIENCE, full).await.expect("its socket takes no more");
+    pods.metric_becomes(0, "pushlab_closed_total", "reason=\"write_timeout\"", 1.0).await;
+    timed_out(&pods, "connect", 1.0).await;
+    timed_out(&pods, "heartbeat", 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_row_and_a_broker_that_hangs_leaves_or_comes_back() {
+    let mut nats = NatsServer::start();
+    let database = MariaDb::shared().database().await;
+    let pods = TestPods::start(&["--database-url", &database, "--nats-url", &nats.url()]).await;
+    let (post, other) = (pods.post().await, pods.post().await);
+    let mut lock = MySqlConnection::connect(&database).await.unwrap();
+    lock.execute("begin").await.unwrap();
+    sqlx::query("select * from posts where id = ? for update").bind(post).execute(&mut lock).await.unwrap();
+    let answer = pods.http.post(pods.url(0, &format!("/posts/{post}/likes"))).send().await.unwrap();
+    assert_eq!(answer.status(), 503);
+    timed_out(&pods, "lock_wait", 1.0).await;
+    assert!(pods.metric(0, "pushlab_pool_connections", "").await > 0.5);
+    assert!(pods.metric(0, "pushlab_pool_acquire_seconds_count", "").await > 0.5);
+
+    // It neither answers nor closes: the first viewer of a post waits for its subscription, then is served without.
+    nats.signal(Signal::SIGSTOP);
+    let mut sse = Sse::open(&pods, 0, &format!("/posts/{other}/likes")).await;
+    sse.json().await;
+    assert!(pods.metric(0, "pushlab_timeouts_total", "kind=\"broker\"").await > 0.5);
+    nats.signal(Signal::SIGCONT);
+    let event = |name: &str| format!("event=\"{name}\"");
+    nats.kill();
+    pods.metric_becomes(0, "pushlab_broker_connected", "", 0.0).await;
+    assert!(pods.metric(0, "pushlab_broker_events_total", &event("disconnected")).await > 0.5);
+    nats.start_again();
+    pods.metric_becomes(0, "pushlab_broker_connected", "", 1.0).await;
+    assert!(pods.metric(0, "pushlab_broker_events_total", &event("connected")).await > 1.5);
+    pods.metric_becomes(0, "pushlab_subscriptions", "", 1.0).await;
+    // Its word for "I leave soon": clients go elsewhere by and by.
+    nats.signal(Signal::SIGUSR2);
+    pods.metric_becomes(0, "pushlab_broker_events_total", &event("lame_duck"), 1.0).await;
+}
