@@ -10,7 +10,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::flights::Flights;
 use super::{
-    Lane, LikeOutcome, LikeRequest, Pooled, Post, StoreCounters, StoreError, StoreOptions, StoredState, WriteStrategy, sql,
+    Lane, LikeOutcome, LikeRequest, Pooled, Post, StoreCounters, StoreError, StoreOptions, StoredState, WriteStrategy,
+    sql,
 };
 use crate::domain::{Epoch, LikesState, PostId, Version, unix_micros};
 use combiner::Combiner;

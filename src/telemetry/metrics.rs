@@ -43,7 +43,8 @@ fn names(labels: &[Label]) -> Vec<&'static str> {
 /// Every combination of the known values; none when a label has none.
 fn combinations(labels: &[Label]) -> Vec<Vec<&'static str>> {
     labels.iter().fold(vec![Vec::new()], |done, (_, values)| {
-        let with = |before: &Vec<&'static str>| values.iter().map(|v| [&before[..], &[*v]].concat()).collect::<Vec<_>>();
+        let with =
+            |before: &Vec<&'static str>| values.iter().map(|v| [&before[..], &[*v]].concat()).collect::<Vec<_>>();
         done.iter().flat_map(with).collect()
     })
 }
