@@ -9,7 +9,7 @@ use bytes::Bytes;
 use mio::{Poll, Waker};
 
 use super::{Adopted, Engine, Inbox, WAKER};
-use crate::domain::{Epoch, LikesChanged, LikesState, PostId, Transport, Update, Version};
+use crate::domain::{Epoch, LikesChanged, LikesState, PostId, Transport, Update, Version, unix_micros};
 use crate::hub::{Change, CloseReason, ConnKey, EngineOptions, Flow, Hub, Protocol, Subscription};
 
 /// `tag:version\n` per update; input lines are orders.
@@ -270,11 +270,11 @@ fn a_round_serves_everyone_wherever_somebody_leaves_or_comes() {
         };
         (0..VIEWERS).for_each(|_| add(&mut engine));
         for version in 1..=before {
-            engine.publish(changed(1, version - 1, version), 0);
+            engine.publish(changed(1, version - 1, version), 0, unix_micros());
             while engine.run_slice() {}
         }
         let earlier = engine.counters.of(Transport::Sse).deliveries;
-        engine.publish(changed(1, before, before + 1), 0);
+        engine.publish(changed(1, before, before + 1), 0, unix_micros());
         for _ in 0..steps {
             engine.run_slice();
         }
@@ -287,7 +287,7 @@ fn a_round_serves_everyone_wherever_somebody_leaves_or_comes() {
         let served = counters.deliveries - earlier;
         assert!((VIEWERS.into()..=u64::from(VIEWERS) + 1).contains(&served), "{served}: {steps}, {victim}, {before}");
         assert_eq!(counters.conflated, before);
-        engine.publish(changed(1, before + 1, before + 2), 0);
+        engine.publish(changed(1, before + 1, before + 2), 0, unix_micros());
         while engine.run_slice() {}
         let after = engine.counters.of(Transport::Sse);
         assert_eq!(after.deliveries - counters.deliveries, u64::from(VIEWERS));

@@ -52,7 +52,7 @@ mod tests {
         let value = |name: &str| {
             let family = families.iter().find(|family| family.name() == name).unwrap_or_else(|| panic!("no {name}"));
             let metric = &family.get_metric()[0];
-            metric.get_counter().value() + metric.get_gauge().value()
+            metric.get_counter().get_value() + metric.get_gauge().get_value()
         };
         assert!(value(CPU) > 0.0, "no CPU time since the start");
         for name in ["process_resident_memory_bytes", "process_open_fds", "process_max_fds", "process_threads"] {

@@ -18,8 +18,9 @@ async fn timed_out(pods: &TestPods, kind: &str, times: f64) {
 
 /// nginx that gives a silent stream one second.
 fn impatient(conf: &str) -> String {
-    let line = |line: &str| if line.trim().starts_with("proxy_read_timeout") { "proxy_read_timeout 1s;" } else { line };
-    conf.lines().map(|text| format!("{}\n", line(text))).collect()
+    let is_its = |line: &str| line.trim().starts_with("proxy_read_timeout");
+    let lines = conf.lines().map(|line| if is_its(line) { "proxy_read_timeout 1s;" } else { line });
+    lines.map(|line| format!("{line}\n")).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
