@@ -21,6 +21,8 @@ def edge(plain, controller):
 
 ACCEPTED = f"(rate({of('nginx_connections_accepted', NAMESPACE)}[$__rate_interval]) or rate({of('nginx_ingress_nginx_connections_accepted', NAMESPACE)}[$__rate_interval]))"
 HANDLED = f"(rate({of('nginx_connections_handled', NAMESPACE)}[$__rate_interval]) or rate({of('nginx_ingress_nginx_connections_handled', NAMESPACE)}[$__rate_interval]))"
+# Of the Debian package prometheus-process-exporter; it knows a group only once it has seen a process of it.
+OLD, CURRENT = (of("namedprocess_namegroup_num_procs", NAMESPACE, f'groupname="{name}"') for name in ("nginx-old", "nginx-worker"))
 SESSIONS = total("proxy, server", of("haproxy_server_current_sessions", NAMESPACE))
 
 DASHBOARD = dashboard(
@@ -74,7 +76,7 @@ DASHBOARD = dashboard(
                line(f"sum(changes({of('haproxy_process_start_time_seconds', NAMESPACE)}[$__rate_interval]))", "haproxy"), custom={"drawStyle": "bars", "fillOpacity": 60}),
         series("Old workers", "How many workers of former configurations still hold streams? They live until their last stream ends. If `worker_shutdown_timeout` is set, they end all their streams at once: compare with closes in *Comparison*.",
                "short", line(f"sum({of('nginx_ingress_controller_nginx_worker_processes_total', NAMESPACE, 'generation=' + chr(34) + 'old' + chr(34))}) or "
-                             f"sum({of('namedprocess_namegroup_num_procs', NAMESPACE, 'groupname=' + chr(34) + 'nginx-old' + chr(34))})", "old workers"), custom={"lineInterpolation": "stepAfter", "fillOpacity": 10}),
+                             f"sum({OLD}) or 0 * sum({CURRENT})", "old workers"), custom={"lineInterpolation": "stepAfter", "fillOpacity": 10}),
         row("Edge: HAProxy"),
         series("Sessions by server", "Does HAProxy spread streams evenly? By backend and pod. It keeps its counts when servers are added at run time.",
                "short", line(SESSIONS, "{{proxy}} {{server}}")),
