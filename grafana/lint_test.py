@@ -65,6 +65,7 @@ SPOILT = [
     ("known-metric", expr(f"pushlab_seats{{{OURS}}}")),
     ("known-metric", expr(f'pushlab_connections{{{OURS}, reason="x"}}')),
     ("known-metric", expr(f'pushlab_connections{{{OURS}, transport="sse|xhr"}}')),
+    ("known-metric", board(lambda one: one["annotations"]["list"][1]["target"].update(expr="pushlab_seats"))),
     ("quantile", expr(f"histogram_quantile(0.9, sum by (pod) (rate(pushlab_fanout_seconds_bucket{{{OURS}}}[$__rate_interval])))")),
     ("known-metric", lambda given: given.update(rules=given["rules"].replace("pushlab_broker_connected", "pushlab_broker_up"))),
     ("runbook", lambda given: given.update(runbook=given["runbook"].replace("## PushlabIdleCut", "## PushlabIdleCuts"))),

@@ -282,6 +282,12 @@ def annotations():
         # The value is the time: one mark where each process of each pod began, which is what a roll-out looks like.
         annotation("Roll-outs and restarts", BLUE, f"max by (namespace, pod) ({of('process_start_time_seconds')} * on (namespace, pod) group_left () {of('pushlab_build_info')}) * 1000", "A pod started", useValueForTime=True),
         annotation("Drains", PURPLE, f"max by (namespace, pod) ({of('pushlab_draining')}) == 1", "A pod drains"),
+        # Of an Ingress controller by reason; of plain nginx its new workers are seen, of HAProxy its new process.
+        annotation("Roll-outs: reloads of the edge", SKY, " or ".join(f"{call} > 0" for call in (
+            f"sum by (namespace, reason) (increase({of('nginx_ingress_controller_nginx_reloads_total', NAMESPACE)}[1m]))",
+            "sum by (namespace, groupname) (changes({}[1m]))".format(of("namedprocess_namegroup_oldest_start_time_seconds", NAMESPACE, 'groupname="nginx-worker"')),
+            f"sum by (namespace, job) (changes({of('haproxy_process_start_time_seconds', NAMESPACE)}[1m]))",
+        )), "The edge was reloaded {{reason}}"),
         annotation("Faults: a target does not answer", VERMILION, f"min by (namespace, pod, job) ({of('up', NAMESPACE)}) == 0", "{{job}} does not answer"),
         annotation("Faults: alerts", ORANGE, 'max by (alertname, namespace, pod) (ALERTS{alertstate="firing", alertname=~"Pushlab.+", namespace=~"$namespace|"})', "{{alertname}}"),
         {
