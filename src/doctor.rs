@@ -24,22 +24,11 @@ pub async fn run(_config: Config, _shutdown: tokio_util::sync::CancellationToken
 #[must_use]
 pub fn examine() -> String {
     let mut lines = vec![format!("pushlab {}", env!("CARGO_PKG_VERSION")), String::new(), "Servers".to_owned()];
-    let mut missing = Vec::new();
-    for service in Service::ALL {
-        let name = service.programs()[0];
-        match service.find() {
-            Some(program) => {
-                lines.push(format!("  ok       {name:<12} {} ({})", service.version(&program), program.display()));
-            }
-            None => {
-                missing.push(service);
-                let named = std::env::var_os(service.variable());
-                let why =
-                    named.map_or_else(String::new, |path| format!(" ({}={path:?} is no file)", service.variable()));
-                lines.push(format!("  missing  {name}{why}"));
-            }
-        }
-    }
+    let (watching, servers): (Vec<_>, Vec<_>) = Service::ALL.into_iter().partition(|service| service.observes());
+    lines.extend(servers.into_iter().map(|service| state(service, 12)));
+    lines.extend([String::new(), "What watches them (compare --observe)".to_owned()]);
+    lines.extend(watching.into_iter().map(|service| state(service, 25)));
+    let missing: Vec<_> = Service::ALL.into_iter().filter(|service| service.find().is_none()).collect();
     lines.extend([
         String::new(),
         "Stacks".to_owned(),
@@ -49,7 +38,8 @@ pub fn examine() -> String {
         let names: Vec<_> = missing.iter().filter(|s| s.required()).map(|s| s.programs()[0]).collect();
         lines.push(format!("  no       local        needs {}", names.join(", ")));
     } else {
-        let edges = if missing.is_empty() { "nginx and HAProxy" } else { "nginx; cells behind HAProxy are left out" };
+        let both = !missing.contains(&Service::HaProxy);
+        let edges = if both { "nginx and HAProxy" } else { "nginx; cells behind HAProxy are left out" };
         lines.push(format!("  ok       local        real NATS, {}, {edges}", database()));
     }
     lines.push(match namespace::why_not() {
@@ -80,13 +70,24 @@ pub fn examine() -> String {
         lines.extend([String::new(), "Worth knowing".to_owned()]);
         lines.extend(hints.into_iter().map(|hint| format!("  {hint}")));
     }
-    let install = install_lines();
+    let install = install_lines(|_| true);
     if !install.is_empty() {
         lines.extend([String::new(), "To get the rest".to_owned()]);
         lines.extend(install.into_iter().map(|line| format!("  {line}")));
     }
     lines.push(String::new());
     lines.join("\n")
+}
+
+/// Whether it is installed, which version, and where.
+fn state(service: Service, width: usize) -> String {
+    let name = service.programs()[0];
+    if let Some(program) = service.find() {
+        return format!("  ok       {name:<width$} {} ({})", service.version(&program), program.display());
+    }
+    let named = std::env::var_os(service.variable());
+    let why = named.map_or_else(String::new, |path| format!(" ({}={path:?} is no file)", service.variable()));
+    format!("  missing  {name}{why}")
 }
 
 fn database() -> &'static str {

@@ -71,10 +71,10 @@ pub fn raise_open_files() -> u64 {
     if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft }
 }
 
-/// The lines that install what the `local` stack lacks here; empty when nothing is missing.
+/// The lines that install those of the `wanted` services that are missing; empty when none is.
 #[must_use]
-pub fn install_lines() -> Vec<String> {
-    let missing: Vec<_> = Service::ALL.into_iter().filter(|service| service.find().is_none()).collect();
+pub fn install_lines(wanted: impl Fn(Service) -> bool) -> Vec<String> {
+    let missing: Vec<_> = Service::ALL.into_iter().filter(|s| wanted(*s) && s.find().is_none()).collect();
     let apt: Vec<_> =
         missing.iter().filter_map(|service| service.install().strip_prefix("sudo apt-get install -y ")).collect();
     let mut lines = Vec::new();

@@ -194,10 +194,14 @@ impl Target {
     }
 
     async fn start(&self, stack: &mut Stack) -> anyhow::Result<()> {
-        let port = self.server(stack).with_context(|| format!("{} cannot be started", self.name()))?.port;
+        let server = self.server(stack).with_context(|| format!("{} cannot be started", self.name()))?;
+        let (port, status) = (server.port, server.status_port);
         let (guardian, cpus) = (&stack.guardian, &stack.cpus.stack);
         match self {
-            Self::Broker => stack.nats = Some(services::nats_at(guardian, port, cpus).await?),
+            Self::Broker => {
+                let monitor = status.map_or_else(services::free_port, Ok)?;
+                stack.nats = Some(services::nats_at(guardian, port, monitor, cpus).await?);
+            }
             _ => {
                 let data = guardian.folder().join(services::DATABASE_FOLDER);
                 stack.database = Some(services::mariadb_at(guardian, &data, port, cpus).await?);

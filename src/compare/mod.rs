@@ -39,6 +39,7 @@ use crate::domain::unix_micros;
 use crate::report;
 use crate::result::Environment;
 use calibrate::Capacity;
+use observe::prometheus::Observer;
 use plan::{Plan, Planned, estimate};
 use runner::{Folder, fit, people};
 use stack::remote::Urls;
@@ -48,6 +49,10 @@ use stack::{Cpus, Kind, Stack};
 /// What must be said where SSE clients are not our own.
 const EMULATED: &str = "EventSource and pages around it are emulated by the generator by their documented rules (no browser ran): \
     a native one gives up on any answer but a 200 stream and never notices silence; a watchdog waits for two heartbeats without an event.";
+
+/// What must be said where a Prometheus watched.
+const OBSERVED: &str = "A Prometheus and its exporters watched once per second from the stack's own CPUs: what they cost is in these figures \
+    (processes: prometheus and the exporters).";
 
 /// Options.
 #[derive(Debug, Clone, clap::Args)]
@@ -74,6 +79,9 @@ pub struct Config {
     /// Admin URLs of all its pods (`--stack remote`); without them the ledger cannot compare counters
     #[arg(long, value_name = "URL", value_delimiter = ',')]
     pub admin_url: Vec<String>,
+    /// Watch everything with a Prometheus and keep the dashboards' key panels in the report (`--stack local`)
+    #[arg(long)]
+    pub observe: bool,
     /// Print the cells in their order and the estimated duration, run nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -86,6 +94,12 @@ pub struct Config {
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<ExitCode> {
     let (plan, text) = Plan::load(&config.plan)?;
     let (kind, why) = choose(&config);
+    if config.observe {
+        if kind != Kind::Local {
+            bail!("--observe watches the local stack, and this is {}; leave it out, or see `pushlab doctor`", kind.name());
+        }
+        Service::Prometheus.require()?;
+    }
     let (cells, mut notes) = cells(&plan, kind, config.question.as_deref())?;
     let cuts_paths = cells.iter().any(|cell| cell.fault.is_some_and(plan::FaultKind::needs_namespace));
     if cuts_paths && !config.dry_run && !namespace::inside() {
@@ -118,7 +132,19 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         remote.check().await?;
     }
     let mut stack = Stack::start(kind, cpus, remote).await.context("the stack does not come up")?;
-    let done = measure(&config, &plan, &mut stack, &cells, notes, &folder, &shutdown).await;
+    let done = async {
+        if config.observe {
+            let observer = Observer::start(&stack, observe::RULES).await.context("what is to watch does not come up")?;
+            println!("prometheus: {}", observer.server.url);
+            for missing in &observer.missing {
+                println!("{missing}");
+            }
+            notes.push(OBSERVED.into());
+            stack.observer = Some(observer);
+        }
+        measure(&config, &plan, &mut stack, &cells, notes, &folder, &shutdown).await
+    };
+    let done = done.await;
     stack.guardian.end().await;
     let outcome = done?;
     if shutdown.is_cancelled() {
@@ -230,7 +256,7 @@ fn finish(path: &Path, kind: Kind, outcome: &runner::Outcome) -> anyhow::Result<
         println!("{} cells were there from before", outcome.kept);
     }
     println!("report: {}", written.index.display());
-    let lines = environment::install_lines();
+    let lines = environment::install_lines(|service| !service.observes());
     if kind == Kind::Embedded && !lines.is_empty() {
         println!("for a real broker, database and proxy (--stack local) install them:");
         for line in lines {
@@ -253,6 +279,7 @@ fn command(config: &Config, kind: Kind) -> String {
     let mut words =
         vec!["pushlab compare".to_owned(), format!("--stack {}", kind.name()), format!("--plan {}", config.plan)];
     words.extend(config.question.iter().map(|question| format!("--question {question}")));
+    words.extend(config.observe.then(|| "--observe".to_owned()));
     for (flag, urls) in [("--base-url", &config.base_url), ("--admin-url", &config.admin_url)] {
         if !urls.is_empty() {
             words.push(format!("{flag} {}", urls.join(",")));

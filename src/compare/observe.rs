@@ -1,4 +1,14 @@
-//! What is seen from outside while a cell runs: CPU, memory and descriptors from /proc, connections from /metrics.
+//! What is seen from outside while a cell runs: CPU, memory and descriptors from /proc, connections from /metrics, and with
+//! `--observe` everything that a Prometheus scrapes.
+
+/// Prometheus' HTTP API.
+pub mod api;
+/// What Grafana's dashboards ask.
+pub mod dashboard;
+/// A real Prometheus beside the stack.
+pub mod prometheus;
+/// What a report keeps of it.
+pub mod snapshot;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,6 +21,12 @@ use super::stack::Pod;
 use super::stack::guardian::descendants;
 use crate::domain::unix_micros;
 use crate::result::{PodConnections, PodCounters, ProcessUse};
+
+/// The dashboards whose panels a report shows: file, text, titles of the panels.
+pub const KEY_PANELS: &[(&str, &str, &[&str])] = &[];
+
+/// Recording and alert rules that the observer's Prometheus evaluates: file and text.
+pub const RULES: &[(&str, &str)] = &[];
 
 /// Clock ticks per second of /proc: fixed at 100 for user space on every Linux.
 const TICKS: f64 = 100.0;

@@ -10,10 +10,12 @@ use tokio_util::sync::CancellationToken;
 use super::calibrate::Capacity;
 use super::edges::Edge;
 use super::namespace;
+use super::observe::snapshot;
 use super::plan::{Broken, FaultKind, Planned, Scenario};
 use super::scenario::{balance, buffering, faults, latency, no_stickiness, slow_consumer, slow_reader};
 use super::stack::{Deployment, Kind, Stack};
 use crate::result::summary::{RunSummary, Validity, summarize};
+use crate::result::snapshot::Snapshot;
 use crate::result::{Observed, RunResult, file};
 
 /// A cell is tried this often; a second failure in a row of three cells ends the plan.
@@ -74,6 +76,13 @@ impl Folder {
         file::write(&part, run)?;
         std::fs::rename(&part, &whole)?;
         Ok(name)
+    }
+
+    /// Writes what Prometheus saw of a run.
+    fn save_snapshot(&self, snapshot: &Snapshot) -> anyhow::Result<()> {
+        let folder = self.0.join("prometheus");
+        std::fs::create_dir_all(&folder)?;
+        snapshot.write(&folder.join(snapshot.run.replace(".run.gz", ".json")))
     }
 }
 
@@ -217,7 +226,11 @@ async fn cell(
         invalid.push(summary.reasons.join("; "));
         return Ok(None);
     }
-    folder.save(&run)?;
+    let name = folder.save(&run)?;
+    if let Some(observer) = &stack.observer {
+        let taken = snapshot::take(observer, &run.header, &name).await.context("what Prometheus saw");
+        folder.save_snapshot(&taken?)?;
+    }
     Ok(Some(summary))
 }
 

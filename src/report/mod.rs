@@ -21,6 +21,8 @@ pub mod metric;
 pub mod model;
 /// What the templates print.
 pub mod page;
+/// What Prometheus saw.
+pub mod prometheus;
 /// The open questions by number.
 pub mod questions;
 /// Results into bytes.

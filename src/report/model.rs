@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 
 use crate::result::k6::{self, K6Run};
+use crate::result::snapshot::Snapshot;
 use crate::result::summary::{RunSummary, summarize};
 use crate::result::{Environment, GeneratorHealth, Header, Observed, PodCounters, file};
 
@@ -19,6 +20,8 @@ pub struct Results {
     pub k6: Vec<K6Run>,
     /// Files that could not be read, and why: listed on the page, never passed over.
     pub unreadable: Vec<String>,
+    /// What Prometheus saw, in the order of the runs; empty unless `--observe`.
+    pub snapshots: Vec<Snapshot>,
 }
 
 /// One run: its figures, and the parts of its header that a page shows.
@@ -75,7 +78,8 @@ impl Results {
         runs.sort_by_key(|run| run.summary.cell.as_ref().map_or(u32::MAX, |cell| cell.index));
         let (k6, not_k6) = k6::read_folder(dir);
         unreadable.extend(not_k6);
-        Ok(Self { environment, runs, k6, unreadable })
+        let snapshots = snapshots(dir, &mut unreadable);
+        Ok(Self { environment, runs, k6, unreadable, snapshots })
     }
 
     /// The stack without proxy, broker or row lock, on which transports are not ranked by latency.
@@ -108,6 +112,24 @@ impl Results {
         };
         self.runs.iter().flat_map(of).collect()
     }
+}
+
+/// `prometheus/*.json` of a result folder in the order of their names, which is the runs'.
+fn snapshots(dir: &Path, unreadable: &mut Vec<String>) -> Vec<Snapshot> {
+    let files = std::fs::read_dir(dir.join("prometheus")).into_iter().flatten().flatten();
+    let mut paths: Vec<_> = files.map(|entry| entry.path()).filter(|p| p.extension().is_some_and(|e| e == "json")).collect();
+    paths.sort();
+    let mut read = Vec::new();
+    for path in paths {
+        match Snapshot::read(&path) {
+            Ok(snapshot) => read.push(snapshot),
+            Err(error) => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                unreadable.push(format!("prometheus/{name}: {error:#}"));
+            }
+        }
+    }
+    read
 }
 
 impl Run {

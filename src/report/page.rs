@@ -8,7 +8,7 @@ use super::cells::{self, Group, Row};
 use super::chart::{self, Chart};
 use super::model::{Results, Run};
 use super::verdict::{Outcome, Verdict};
-use super::{faults, findings, k6, metric, questions, waterfall, wording};
+use super::{faults, findings, k6, metric, prometheus, questions, waterfall, wording};
 use crate::result::Environment;
 use crate::result::summary::{Account, Validity};
 
@@ -29,6 +29,7 @@ pub struct Page {
     ledger_total: LedgerRow,
     scenarios: Vec<Scenario>,
     waterfalls: Vec<waterfall::Waterfall>,
+    prometheus: Option<prometheus::Section>,
     generator: Vec<GeneratorRow>,
     k6: Option<k6::Beside>,
     k6_columns: [&'static str; k6::COLUMNS.len()],
@@ -132,6 +133,7 @@ pub fn page(results: &Results, verdicts: &[Verdict]) -> anyhow::Result<Page> {
         ledger_total: total,
         scenarios: scenarios(&groups),
         waterfalls: waterfall::waterfalls(&groups),
+        prometheus: prometheus::section(results)?,
         generator: results.runs.iter().map(generator_row).collect(),
         k6: k6::beside(results),
         k6_columns: k6::COLUMNS,

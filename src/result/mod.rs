@@ -14,6 +14,8 @@ pub mod k6;
 pub mod ledger;
 /// Noticing and healing.
 mod outage;
+/// What Prometheus saw of a run.
+pub mod snapshot;
 /// The figures of one run that reports compare.
 pub mod summary;
 /// A good history for tests to break.

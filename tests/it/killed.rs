@@ -191,7 +191,7 @@ async fn a_delete_that_nginx_repeats_counts_once() {
         assert_eq!(hers.op, LikeOp::Like);
 
         let pods = vec![("pod-1".to_owned(), dying.address.clone()), ("pod-2".to_owned(), sound.address.clone())];
-        let edge = RunningEdge::start(&lab.guardian, &EdgeConfig::new(Edge::NginxRr), &pods, &[]).await;
+        let edge = RunningEdge::start(&lab.guardian, &EdgeConfig::new(Edge::NginxRr), &pods, None, &[]).await;
         let edge = edge.unwrap().unwrap();
         let front = Child { address: format!("127.0.0.1:{}", edge.server.port), process: sound.process };
         let answer = lab.send(&front, Method::DELETE, &format!("/posts/{post}/{path}"), key).await.unwrap();

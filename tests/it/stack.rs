@@ -71,7 +71,7 @@ async fn the_real_servers_serve() {
     let guardian = Guardian::start(Path::new(PUSHLAB)).await.unwrap();
     if Service::Nats.find().is_some() {
         let nats = services::nats(&guardian, &[]).await.unwrap();
-        let error = services::nats_at(&guardian, nats.port, &[]).await.unwrap_err();
+        let error = services::nats_at(&guardian, nats.port, services::free_port().unwrap(), &[]).await.unwrap_err();
         assert!(format!("{error:#}").contains("in use"), "{error:#}");
     }
     if Service::MariaDb.find().is_some() {
@@ -85,7 +85,7 @@ async fn the_real_servers_serve() {
         // Two pods of straw that answer every request with their name.
         let (one, two) = (straw("one").await, straw("two").await);
         let pods = vec![("pod-1".to_owned(), one.clone())];
-        let running = RunningEdge::start(&guardian, &EdgeConfig::new(edge), &pods, &[]).await.unwrap().unwrap();
+        let running = RunningEdge::start(&guardian, &EdgeConfig::new(edge), &pods, None, &[]).await.unwrap().unwrap();
         let ask = || async { reqwest::get(&running.server.url).await.unwrap().text().await.unwrap() };
         assert_eq!(ask().await, "one");
         let both = vec![("pod-1".to_owned(), one), ("pod-2".to_owned(), two)];

@@ -151,6 +151,17 @@ impl EdgeConfig {
     /// # Errors
     /// When the template is broken, or there is none (`direct`).
     pub fn render(&self, pods: &[(String, String)], port: u16, folder: &Path) -> anyhow::Result<String> {
+        self.render_with(pods, port, None, folder)
+    }
+
+    /// The same, with its status on a port of its own (`--observe`).
+    fn render_with(
+        &self,
+        pods: &[(String, String)],
+        port: u16,
+        status: Option<u16>,
+        folder: &Path,
+    ) -> anyhow::Result<String> {
         let mut env = Environment::new();
         env.set_undefined_behavior(UndefinedBehavior::Strict);
         for (name, text) in TEMPLATES {
@@ -163,7 +174,7 @@ impl EdgeConfig {
         };
         let pods: Vec<_> = pods.iter().map(|(name, address)| context!(name, address)).collect();
         let values = context! {
-            pods, port,
+            pods, port, status,
             folder => folder.display().to_string(),
             root => nix::unistd::geteuid().is_root(),
             connections => connections(),
@@ -196,7 +207,8 @@ pub struct RunningEdge {
 }
 
 impl RunningEdge {
-    /// Starts it in a folder of its own below the guardian's; none for `direct`.
+    /// Starts it in a folder of its own below the guardian's; none for `direct`. With `status` it tells how it is on
+    /// that port: nginx' `stub_status`, HAProxy's own metrics.
     ///
     /// # Errors
     /// When the server is not installed, refuses its configuration, or does not serve.
@@ -204,6 +216,7 @@ impl RunningEdge {
         guardian: &Guardian,
         config: &EdgeConfig,
         pods: &[(String, String)],
+        status: Option<u16>,
         cpus: &[usize],
     ) -> anyhow::Result<Option<Self>> {
         let Some(service) = config.edge.service() else { return Ok(None) };
@@ -211,12 +224,12 @@ impl RunningEdge {
         let folder = guardian.folder().join(format!("edge-{port}"));
         std::fs::create_dir_all(&folder)?;
         let file = folder.join("edge.conf");
-        std::fs::write(&file, config.render(pods, port, &folder)?)?;
+        std::fs::write(&file, config.render_with(pods, port, status, &folder)?)?;
         let program = service.require()?;
         let (args, log) = (arguments(service, &folder, &file), folder.join("log"));
         let process = guardian.spawn(Spawn { program, args, log, cpus: cpus.to_vec(), ..Spawn::default() }).await?;
         until_serving(config.edge.name(), &process, port, b"").await?;
-        let server = Running { process, url: format!("http://127.0.0.1:{port}"), port };
+        let server = Running { process, url: format!("http://127.0.0.1:{port}"), port, status_port: status };
         Ok(Some(Self { server, config: config.clone(), folder, file }))
     }
 
@@ -268,7 +281,8 @@ impl RunningEdge {
     /// When the edge does not take them.
     pub async fn set_pods(&self, guardian: &Guardian, pods: &[(String, String)]) -> anyhow::Result<&'static str> {
         let before = self.rendered()?;
-        std::fs::write(&self.file, self.config.render(pods, self.server.port, &self.folder)?)?;
+        let Running { port, status_port, .. } = self.server;
+        std::fs::write(&self.file, self.config.render_with(pods, port, status_port, &self.folder)?)?;
         if self.config.edge.service() == Some(Service::Nginx) {
             guardian.signal(self.server.process.pid, Signal::SIGHUP).await?;
             return Ok("edge reloaded");
@@ -334,6 +348,11 @@ mod tests {
         })
     }
 
+    /// With a status port, as `--observe` has it.
+    fn told(config: &EdgeConfig, folder: &Path) -> String {
+        config.render_with(&pods(), free_port().unwrap(), Some(free_port().unwrap()), folder).unwrap()
+    }
+
     #[test]
     fn the_real_servers_accept_every_edge() {
         for config in every() {
@@ -341,7 +360,7 @@ mod tests {
             let Some(program) = service.find() else { continue };
             let folder = tempfile::tempdir().unwrap();
             let file = folder.path().join("edge.conf");
-            std::fs::write(&file, config.render(&pods(), free_port().unwrap(), folder.path()).unwrap()).unwrap();
+            std::fs::write(&file, told(&config, folder.path())).unwrap();
             let mut args = arguments(service, folder.path(), &file);
             args.insert(0, if service == Service::Nginx { "-t" } else { "-c" }.into());
             let out = std::process::Command::new(program).args(args).output().unwrap();

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::compare::faults::{Fault, Step, Target};
+use crate::compare::observe::prometheus::Observer;
 use crate::compare::observe::{Gauges, Window, counters};
 use crate::compare::plan::{FaultKind, Planned, Scenario, Schedule};
 use crate::compare::stack::guardian::Spawn;
@@ -40,7 +41,10 @@ pub async fn run(
     let (out, log) = (folder.join("load.run.gz"), folder.join("load.log"));
     let _ = (std::fs::remove_file(&out), std::fs::remove_file(&log));
     let (base, streams) = ways(deployment, planned);
-    let args = load_args(&base, &streams, &deployment.admin_urls(), &stack.cpus, planned, &out);
+    let mut args = load_args(&base, &streams, &deployment.admin_urls(), &stack.cpus, planned, &out);
+    if let Some(address) = &deployment.load_metrics {
+        args.extend(["--metrics-listen".to_owned(), address.clone()]);
+    }
     let spawn = Spawn { program: stack.pushlab.clone(), args, log, lines: true, ..Spawn::default() };
     let before = deployment.pods.clone();
     let gauges = Gauges::start(before.clone());
@@ -125,6 +129,7 @@ fn watched(stack: &Stack, deployment: &Deployment, generator: i32) -> Vec<(Strin
     let mut watched = deployment.watched();
     watched.extend(stack.nats.iter().map(|nats| ("nats".to_owned(), nats.process.pid)));
     watched.extend(stack.database.iter().map(|database| ("mariadb".to_owned(), database.process.pid)));
+    watched.extend(stack.observer.iter().flat_map(Observer::watched));
     watched.push(("generator".into(), generator));
     watched
 }

@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 
 use super::edges::RunningEdge;
 use super::environment::cores;
+use super::observe::prometheus::Observer;
 use super::plan::{CpuSets, Planned};
 use processes::{Guardian, Process};
 use services::Running;
@@ -92,6 +93,8 @@ pub struct Stack {
     pub database: Option<Running>,
     /// Where everything is (`remote`).
     pub remote: remote::Urls,
+    /// Watches everything (`--observe`).
+    pub observer: Option<Observer>,
 }
 
 /// A pod that serves.
@@ -118,6 +121,8 @@ pub struct Deployment {
     pub edge: Option<RunningEdge>,
     /// Base URLs when they are not the pods' own (`remote`).
     pub remote: remote::Urls,
+    /// Where the generator is to offer its metrics (`--observe`).
+    pub load_metrics: Option<String>,
 }
 
 impl Stack {
@@ -128,7 +133,7 @@ impl Stack {
     pub async fn start(kind: Kind, cpus: Cpus, remote: remote::Urls) -> anyhow::Result<Self> {
         let pushlab = std::env::current_exe().context("cannot find this program")?;
         let guardian = Guardian::start(&pushlab).await?;
-        let mut stack = Self { kind, guardian, pushlab, cpus, nats: None, database: None, remote };
+        let mut stack = Self { kind, guardian, pushlab, cpus, nats: None, database: None, remote, observer: None };
         if kind == Kind::Local {
             let (nats, database) = tokio::join!(
                 services::nats(&stack.guardian, &stack.cpus.stack),
@@ -150,7 +155,13 @@ impl Stack {
             Kind::Remote => return Ok(Deployment { remote: self.remote.clone(), ..Deployment::default() }),
         };
         let pods = deployment.addresses();
-        deployment.edge = RunningEdge::start(&self.guardian, &planned.edge, &pods, &self.cpus.stack).await?;
+        let status = self.observer.as_ref().map(Observer::status_port);
+        deployment.edge = RunningEdge::start(&self.guardian, &planned.edge, &pods, status, &self.cpus.stack).await?;
+        if let Some(observer) = &self.observer {
+            let load = format!("127.0.0.1:{}", services::free_port()?);
+            observer.watch(&deployment, &load).await?;
+            deployment.load_metrics = Some(load);
+        }
         Ok(deployment)
     }
 
@@ -172,11 +183,17 @@ impl Stack {
         deployment.processes.push(process);
         let edge = deployment.edge.as_ref().context("without an edge nobody would go to the new pod")?;
         let how = edge.set_pods(&self.guardian, &deployment.addresses()).await?;
+        if let (Some(observer), Some(load)) = (&self.observer, &deployment.load_metrics) {
+            observer.aim(deployment, load)?;
+        }
         Ok((name, how))
     }
 
     /// Ends pods and edge of a cell and waits for their ends.
     pub async fn end(&self, deployment: Deployment) {
+        if let Some(observer) = &self.observer {
+            let _ = observer.rest(); // its targets would be seen as down until the next cell's are there
+        }
         if let Some(edge) = deployment.edge {
             edge.stop(&self.guardian).await;
         }

@@ -25,11 +25,28 @@ pub enum Service {
     Nginx,
     /// The other edge.
     HaProxy,
+    /// Watches the others (`compare --observe`).
+    Prometheus,
+    /// NATS' monitoring as metrics.
+    NatsExporter,
+    /// nginx' `stub_status` as metrics.
+    NginxExporter,
+    /// The database's status as metrics.
+    MysqldExporter,
 }
 
 impl Service {
     /// All of them; [`Service::required`] tells which `local` cannot do without.
-    pub const ALL: [Self; 4] = [Self::Nats, Self::MariaDb, Self::Nginx, Self::HaProxy];
+    pub const ALL: [Self; 8] = [
+        Self::Nats,
+        Self::MariaDb,
+        Self::Nginx,
+        Self::HaProxy,
+        Self::Prometheus,
+        Self::NatsExporter,
+        Self::NginxExporter,
+        Self::MysqldExporter,
+    ];
 
     /// Names of the program, best first.
     #[must_use]
@@ -39,6 +56,10 @@ impl Service {
             Self::MariaDb => &["mariadbd", "mysqld"],
             Self::Nginx => &["nginx"],
             Self::HaProxy => &["haproxy"],
+            Self::Prometheus => &["prometheus"],
+            Self::NatsExporter => &["prometheus-nats-exporter"],
+            Self::NginxExporter => &["prometheus-nginx-exporter", "nginx-prometheus-exporter"],
+            Self::MysqldExporter => &["prometheus-mysqld-exporter", "mysqld_exporter"],
         }
     }
 
@@ -50,13 +71,23 @@ impl Service {
             Self::MariaDb => "PUSHLAB_MARIADBD",
             Self::Nginx => "PUSHLAB_NGINX",
             Self::HaProxy => "PUSHLAB_HAPROXY",
+            Self::Prometheus => "PUSHLAB_PROMETHEUS",
+            Self::NatsExporter => "PUSHLAB_NATS_EXPORTER",
+            Self::NginxExporter => "PUSHLAB_NGINX_EXPORTER",
+            Self::MysqldExporter => "PUSHLAB_MYSQLD_EXPORTER",
         }
     }
 
     /// Whether the `local` stack needs it. Without HAProxy only the cells behind HAProxy are left out.
     #[must_use]
     pub const fn required(self) -> bool {
-        !matches!(self, Self::HaProxy)
+        matches!(self, Self::Nats | Self::MariaDb | Self::Nginx)
+    }
+
+    /// Whether it only watches the others.
+    #[must_use]
+    pub const fn observes(self) -> bool {
+        matches!(self, Self::Prometheus | Self::NatsExporter | Self::NginxExporter | Self::MysqldExporter)
     }
 
     /// The line that installs it on Debian or Ubuntu.
@@ -67,10 +98,14 @@ impl Service {
             Self::MariaDb => "sudo apt-get install -y mariadb-server",
             Self::Nginx => "sudo apt-get install -y nginx",
             Self::HaProxy => "sudo apt-get install -y haproxy",
+            Self::Prometheus => "sudo apt-get install -y prometheus",
+            Self::NatsExporter => "go install github.com/nats-io/prometheus-nats-exporter@latest",
+            Self::NginxExporter => "sudo apt-get install -y prometheus-nginx-exporter",
+            Self::MysqldExporter => "sudo apt-get install -y prometheus-mysqld-exporter",
         }
     }
 
-    /// The program, if it is installed: its variable, PATH, the sbin folders, `~/.local/bin`, `.venv/bin`.
+    /// The program, if it is installed: its variable, PATH, the sbin folders, `~/.local/bin`, `~/go/bin`, `.venv/bin`.
     #[must_use]
     pub fn find(self) -> Option<PathBuf> {
         if let Some(named) = std::env::var_os(self.variable()) {
@@ -80,7 +115,7 @@ impl Service {
         let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
         let mut folders: Vec<PathBuf> = std::env::split_paths(&path).filter(|p| p.is_absolute()).collect();
         folders.extend(["/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/sbin"].map(PathBuf::from));
-        folders.push(home.join(".local/bin"));
+        folders.extend([".local/bin", "go/bin"].map(|folder| home.join(folder)));
         folders.extend(std::env::current_dir().map(|here| here.join(".venv/bin")));
         folders.extend(std::env::var_os("VIRTUAL_ENV").map(|venv| PathBuf::from(venv).join("bin")));
         self.programs().iter().flat_map(|name| folders.iter().map(move |f| f.join(name))).find(|path| path.is_file())
@@ -93,6 +128,10 @@ impl Service {
         let Ok(out) = Command::new(program).arg(flag).output() else { return "does not start".into() };
         let text = if out.stdout.is_empty() { out.stderr } else { out.stdout };
         let line = String::from_utf8_lossy(&text).lines().next().unwrap_or_default().trim().to_owned();
+        if self.observes() {
+            let number = line.split_once("version").map_or(&*line, |(_, number)| number.trim_start_matches([' ', '=']));
+            return number.split(' ').next().unwrap_or_default().into();
+        }
         let line = line.strip_prefix(&program.display().to_string()).unwrap_or(&line).trim();
         line.trim_start_matches("nginx version: ")
             .trim_start_matches("nats-server: ")
@@ -120,6 +159,8 @@ pub struct Running {
     pub url: String,
     /// Its port on 127.0.0.1.
     pub port: u16,
+    /// A second port, on which it tells how it is: NATS' monitoring, an edge's status.
+    pub status_port: Option<u16>,
 }
 
 /// The database's data folder, below the guardian's.
@@ -173,21 +214,22 @@ pub async fn until_serving(what: &str, process: &Process, port: u16, greeting: &
 /// # Errors
 /// When it is not installed or does not serve.
 pub async fn nats(guardian: &Guardian, cpus: &[usize]) -> anyhow::Result<Running> {
-    nats_at(guardian, free_port()?, cpus).await
+    nats_at(guardian, free_port()?, free_port()?, cpus).await
 }
 
-/// Starts a NATS server on a given port (to restart one where its clients expect it).
+/// Starts a NATS server on given ports (to restart one where its clients expect it).
 ///
 /// # Errors
 /// When it is not installed or does not serve.
-pub async fn nats_at(guardian: &Guardian, port: u16, cpus: &[usize]) -> anyhow::Result<Running> {
+pub async fn nats_at(guardian: &Guardian, port: u16, monitor: u16, cpus: &[usize]) -> anyhow::Result<Running> {
     ensure_free(port)?;
-    let args = ["--addr", "127.0.0.1", "--port", &port.to_string()].map(String::from).to_vec();
+    let (own, told) = (port.to_string(), monitor.to_string());
+    let args = ["--addr", "127.0.0.1", "--port", &own, "--http_port", &told].map(String::from).to_vec();
     let log = guardian.folder().join("nats.log");
     let spawn = Spawn { program: Service::Nats.require()?, args, log, cpus: cpus.to_vec(), ..Spawn::default() };
     let process = guardian.spawn(spawn).await?;
     until_serving("nats-server", &process, port, b"INFO ").await?;
-    Ok(Running { process, url: format!("nats://127.0.0.1:{port}"), port })
+    Ok(Running { process, url: format!("nats://127.0.0.1:{port}"), port, status_port: Some(monitor) })
 }
 
 /// Starts MariaDB (or MySQL) on a fresh data folder and makes the database `pushlab`. Durable: each commit is flushed.
@@ -256,7 +298,10 @@ async fn run_mariadb(
             db.close().await
         };
         match made.await {
-            Ok(()) => return Ok(Running { process, url: format!("mysql://root@127.0.0.1:{port}/pushlab"), port }),
+            Ok(()) => {
+                let url = format!("mysql://root@127.0.0.1:{port}/pushlab");
+                return Ok(Running { process, url, port, status_port: None });
+            }
             Err(_) if begun.elapsed() < Duration::from_secs(20) && process.has_ended().is_none() => {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }

@@ -32,7 +32,7 @@ pub struct Chart {
 }
 
 impl Chart {
-    fn new(title: &str, subtitle: &str, legend: Vec<(u8, String)>, svg: String) -> Self {
+    pub(super) fn new(title: &str, subtitle: &str, legend: Vec<(u8, String)>, svg: String) -> Self {
         Self { title: title.to_owned(), subtitle: subtitle.to_owned(), legend, filled: false, svg }
     }
 }
@@ -126,7 +126,9 @@ pub fn timelines(group: &Group<'_>, apart: bool) -> anyhow::Result<Vec<Chart>> {
     Ok(charts)
 }
 
-fn marks(run: &Run) -> Vec<(f64, String)> {
+/// What was done to the stack: seconds after the origin, and what.
+#[must_use]
+pub fn marks(run: &Run) -> Vec<(f64, String)> {
     let markers = run.observed.iter().flat_map(|observed| &observed.markers);
     markers.map(|marker| (marker.at_us as f64 / 1e6, marker.label.clone())).collect()
 }

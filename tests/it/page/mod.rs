@@ -62,7 +62,7 @@ impl Lab {
         let named = [("pod-1".to_owned(), pods[0].listen.clone()), ("pod-2".to_owned(), pods[1].listen.clone())];
         let config = EdgeConfig::new(Edge::NginxLeastConn);
         let (edge, browser) =
-            tokio::join!(RunningEdge::start(&guardian, &config, &named, &[]), Browser::start(&guardian));
+            tokio::join!(RunningEdge::start(&guardian, &config, &named, None, &[]), Browser::start(&guardian));
         let edge = edge.unwrap().unwrap();
         Self { guardian, pods, edge, browser, http: reqwest::Client::new(), _nats: nats }
     }
