@@ -27,7 +27,7 @@ pub fn examine() -> String {
     let (watching, servers): (Vec<_>, Vec<_>) = Service::ALL.into_iter().partition(|service| service.observes());
     lines.extend(servers.into_iter().map(|service| state(service, 12)));
     lines.extend([String::new(), "What watches them (compare --observe)".to_owned()]);
-    lines.extend(watching.into_iter().map(|service| state(service, 25)));
+    lines.extend(watching.into_iter().map(|service| state(service, 27)));
     let missing: Vec<_> = Service::ALL.into_iter().filter(|service| service.find().is_none()).collect();
     lines.extend([
         String::new(),

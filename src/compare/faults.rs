@@ -1,11 +1,12 @@
 //! What is done to a running stack at a moment of the window: a server killed, held, started again, a pod added, an edge
-//! reloaded, a path black-holed. Each one is seen to have happened, or says that it did not.
+//! reloaded, a row locked, a path black-holed. Each one is seen to have happened, or says that it did not.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
+use sqlx::{Connection, Executor};
 
 use super::namespace::{self, Path};
 use super::plan::Planned;
@@ -40,6 +41,10 @@ pub enum Fault {
     ReloadEdge,
     /// One pod more.
     AddPod,
+    /// Another transaction takes the lock of the newest post's row.
+    LockRow,
+    /// It lets go.
+    FreeRow,
     /// Every packet of the path is dropped, in both directions, without an answer.
     Blackhole(Path),
     /// Packets pass again.
@@ -68,13 +73,13 @@ impl Fault {
     /// Whether it ends another one.
     #[must_use]
     pub const fn is_recovery(&self) -> bool {
-        matches!(self, Self::Release(_) | Self::Start(_) | Self::Open(_))
+        matches!(self, Self::Release(_) | Self::Start(_) | Self::FreeRow | Self::Open(_))
     }
 
     /// Whether it has taken hold only once it was done (and not as soon as it began).
     #[must_use]
     pub const fn counts_from_its_end(&self) -> bool {
-        matches!(self, Self::AddPod | Self::Start(_))
+        matches!(self, Self::AddPod | Self::Start(_) | Self::LockRow)
     }
 
     /// Does it.
@@ -126,6 +131,20 @@ impl Fault {
                 let (pod, how) = stack.add_pod(deployment, planned).await?;
                 format!("{pod} added, {how}")
             }
+            Self::LockRow => {
+                let database = stack.database.as_ref().context("there is no database whose rows could be locked")?;
+                let mut holder = sqlx::MySqlConnection::connect(&database.url).await?;
+                for statement in ["start transaction", "select id from posts order by id desc limit 1 for update"] {
+                    holder.execute(statement).await?;
+                }
+                stack.row_holder = Some(holder);
+                "the post's row locked".into()
+            }
+            Self::FreeRow => {
+                let holder = stack.row_holder.take().context("nobody holds a row")?;
+                holder.close().await?;
+                "the row free again".into()
+            }
             Self::Blackhole(path) => {
                 namespace::drop_packets(&path.port(deployment)?)?;
                 format!("{} black-holed", path.title())
@@ -146,6 +165,7 @@ impl Fault {
 /// When a server does not come back.
 pub async fn restore(stack: &mut Stack) -> anyhow::Result<()> {
     namespace::pass_all()?;
+    stack.row_holder = None; // its connection ends, and its lock
     for target in [Target::Broker, Target::Database] {
         let Some(running) = target.server(stack) else { continue };
         if running.process.has_ended().is_some() {

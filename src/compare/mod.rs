@@ -58,13 +58,13 @@ const OBSERVED: &str = "A Prometheus and its exporters watched once per second f
 #[derive(Debug, Clone, clap::Args)]
 #[command(
     after_help = "Plans: quick (a minute), seed (the original notes' matrix, 38 min), full (eight pairs per claim, \
-    two hours and a half), faults (everything that can fail here, 20 min), or a file that ends in .toml. A run that was interrupted goes on with the same --out."
+    two hours and a half), faults (everything that can fail here, 20 min), incidents (three of them, for --observe, 3 min), or a file that ends in .toml. A run that was interrupted goes on with the same --out."
 )]
 pub struct Config {
     /// What to run on; by default `local` when its servers are installed, else `embedded`
     #[arg(long, value_enum)]
     pub stack: Option<Kind>,
-    /// quick, seed, full, faults, or FILE.toml
+    /// quick, seed, full, faults, incidents, or FILE.toml
     #[arg(long, default_value = "quick", value_name = "PLAN")]
     pub plan: String,
     /// Only the cells of this question: Q1, Q2, Q4, Q12, Q13
@@ -134,7 +134,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let mut stack = Stack::start(kind, cpus, remote).await.context("the stack does not come up")?;
     let done = async {
         if config.observe {
-            let observer = Observer::start(&stack, observe::RULES).await.context("what is to watch does not come up")?;
+            let observer = Observer::start(&stack, &observe::RULES).await.context("what is to watch does not come up")?;
             println!("prometheus: {}", observer.server.url);
             for missing in &observer.missing {
                 println!("{missing}");

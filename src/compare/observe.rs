@@ -5,6 +5,8 @@
 pub mod api;
 /// What Grafana's dashboards ask.
 pub mod dashboard;
+/// NATS' monitoring as metrics.
+pub mod nats;
 /// A real Prometheus beside the stack.
 pub mod prometheus;
 /// What a report keeps of it.
@@ -22,11 +24,40 @@ use super::stack::guardian::descendants;
 use crate::domain::unix_micros;
 use crate::result::{PodConnections, PodCounters, ProcessUse};
 
+macro_rules! grafana {
+    ($path:literal) => {
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/grafana/", $path))
+    };
+}
+
 /// The dashboards whose panels a report shows: file, text, titles of the panels.
-pub const KEY_PANELS: &[(&str, &str, &[&str])] = &[];
+pub const KEY_PANELS: [(&str, &str, &[&str]); 3] = [
+    (
+        "comparison.json",
+        grafana!("dashboards/comparison.json"),
+        &[
+            "Like → view, p99",
+            "Commit → write, p99",
+            "Time-outs by kind",
+            "Streams closed by reason",
+            "Reconnects of the generator's viewers",
+            "Deliveries",
+        ],
+    ),
+    (
+        "pods.json",
+        grafana!("dashboards/pods.json"),
+        &["Streams by pod", "Answers scrapes", "Deliveries by pod", "Commit → write by pod, p99"],
+    ),
+    (
+        "write-path.json",
+        grafana!("dashboards/write-path.json"),
+        &["Likes by result", "Wait for the post's row", "Transaction", "Row locks waited for", "Time-outs of the database"],
+    ),
+];
 
 /// Recording and alert rules that the observer's Prometheus evaluates: file and text.
-pub const RULES: &[(&str, &str)] = &[];
+pub const RULES: [(&str, &str); 1] = [("pushlab.yaml", grafana!("rules/pushlab.yaml"))];
 
 /// Clock ticks per second of /proc: fixed at 100 for user space on every Linux.
 const TICKS: f64 = 100.0;
@@ -222,6 +253,17 @@ mod tests {
         let used = &window.close(&watched)[0];
         assert!(used.user_s >= 0.03 && used.rss_bytes > 1_000_000 && used.fds > 2, "{used:?}");
         assert!(window.close(&[("gone".into(), i32::MAX)]).is_empty());
+    }
+
+    #[test]
+    fn every_key_panel_is_on_its_dashboard() {
+        for (name, text, keys) in KEY_PANELS {
+            let dashboard = dashboard::Dashboard::parse(text).unwrap();
+            for key in keys {
+                let drawn = |panel: &dashboard::Panel| panel.title == *key && panel.kind == "timeseries";
+                assert!(dashboard.panels.iter().any(drawn), "{name} has no time series {key:?}");
+            }
+        }
     }
 
     #[test]

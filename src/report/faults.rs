@@ -89,6 +89,7 @@ fn name(column: &Column<'_>) -> String {
     let fault = match level("fault") {
         "nats-restart" => "NATS killed and started again",
         "nats-stop" => "NATS stopped (SIGSTOP)",
+        "row-lock" => "the post's row locked by somebody else",
         "database-restart" => "database killed and started again",
         "pod-kill" => "pod killed (SIGKILL)",
         "pod-hang" => "pod hung (SIGSTOP)",

@@ -21,6 +21,8 @@ pub mod metric;
 pub mod model;
 /// What the templates print.
 pub mod page;
+/// Charts without a page around them.
+pub mod picture;
 /// What Prometheus saw.
 pub mod prometheus;
 /// The open questions by number.
@@ -61,6 +63,9 @@ pub struct Config {
     /// A second result folder: print the runs with equal cell ids side by side instead of rendering
     #[arg(value_name = "OTHER")]
     pub other: Option<PathBuf>,
+    /// Also write these panels of each run that Prometheus watched as a picture, report/RUN.svg
+    #[arg(long, value_name = "TITLE", value_delimiter = ';')]
+    pub panels: Vec<String>,
     /// Do not open the page in a browser (never done unless on a terminal with a display)
     #[arg(long)]
     pub open_nothing: bool,
@@ -127,6 +132,13 @@ pub async fn run(config: Config, _shutdown: tokio_util::sync::CancellationToken)
             eprintln!("violation: {violation}");
         }
         println!("{}", written.index.display());
+        if !config.panels.is_empty() {
+            for (run, picture) in prometheus::pictures(&model::Results::read(&config.dir)?, &config.panels)? {
+                let path = config.dir.join("report").join(format!("{run}.svg"));
+                std::fs::write(&path, picture).with_context(|| format!("{} cannot be written", path.display()))?;
+                println!("{}", path.display());
+            }
+        }
         if !config.open_nothing {
             open(&written.index);
         }

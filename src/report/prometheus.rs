@@ -1,11 +1,13 @@
 //! What Prometheus saw: key panels of the dashboards drawn by our own charts, and three histograms beside each other.
 
+use anyhow::bail;
 use serde::Serialize;
 
 use super::chart::draw::{self, Axis, Line};
 use super::chart::{self, Chart};
-use super::metric;
 use super::model::{Results, Run};
+use super::picture::picture;
+use super::{metric, wording};
 use crate::result::snapshot::{Latency, Measured, Panel, Series, Snapshot};
 use crate::result::summary::{Quantiles, Validity};
 
@@ -26,7 +28,7 @@ pub struct Section {
 #[derive(Debug, Serialize)]
 struct Observed {
     name: String,
-    /// Whose latency, and its p50, p90, p99.
+    /// Whose latency, and its p50, p90, p99 and mean.
     rows: Vec<(&'static str, Vec<String>)>,
     /// What the rows come to.
     remarks: Vec<String>,
@@ -55,6 +57,39 @@ pub fn section(results: &Results) -> anyhow::Result<Option<Section>> {
     Ok(Some(Section { version: first.prometheus.clone(), scrape_s: first.scrape_s, missing, runs }))
 }
 
+/// The named panels of each observed run as a picture of their own, in the order of the names: run → SVG.
+///
+/// # Errors
+/// When nothing was observed, no panel has such a title, or a chart cannot be drawn.
+pub fn pictures(results: &Results, titles: &[String]) -> anyhow::Result<Vec<(String, String)>> {
+    let mut pictures = Vec::new();
+    for snapshot in &results.snapshots {
+        let run = results.runs.iter().find(|run| run.summary.file == format!("cells/{}", snapshot.run));
+        let mut charts = Vec::new();
+        for title in titles {
+            let Some(panel) = snapshot.panels.iter().find(|panel| panel.title == *title) else {
+                let known: Vec<_> = snapshot.panels.iter().map(|panel| panel.title.as_str()).collect();
+                bail!("no panel {title:?} was kept; there are: {}", known.join("; "));
+            };
+            if !panel.series.is_empty() {
+                charts.push(draw_panel(panel, run)?);
+            }
+        }
+        let name = snapshot.run.strip_suffix(".run.gz").unwrap_or(&snapshot.run).to_owned();
+        let levels = run.and_then(|run| run.summary.cell.as_ref()).map(|cell| &cell.levels);
+        let telling = ["fault", "hold", "silence", "heartbeat", "arm", "edge", "rate", "viewers"];
+        let heading: Vec<_> = levels
+            .iter()
+            .flat_map(|levels| telling.iter().filter_map(|name| Some(wording::level(name, levels.get(*name)?))))
+            .collect();
+        pictures.push((name, picture(&heading.join(" · "), &charts)));
+    }
+    if pictures.is_empty() {
+        bail!("no Prometheus watched these runs; do: pushlab compare --observe");
+    }
+    Ok(pictures)
+}
+
 /// The ledger beside the generator's histogram and the pods': rows and remarks.
 fn latencies(run: &Run, snapshot: &Snapshot) -> (Vec<(&'static str, Vec<String>)>, Vec<String>) {
     let summary = &run.summary;
@@ -67,15 +102,18 @@ fn latencies(run: &Run, snapshot: &Snapshot) -> (Vec<(&'static str, Vec<String>)
     let ledger = [(0.5, "p50", *p50), (0.9, "p90", *p90), (0.99, "p99", *p99)];
     let show = |us: Option<f64>| us.map_or_else(|| "–".to_owned(), metric::micros);
     let told = |latency: Option<&Latency>, q: f64| latency?.quantile(q).map(|seconds| seconds * 1e6);
-    let mut rows = vec![("ledger, commit → arrival", ledger.map(|(_, _, us)| show(us)).to_vec())];
+    let mean = |latency: Option<&Latency>| latency.map(|latency| latency.mean * 1e6);
+    let row = |own: [Option<f64>; 3], mean: Option<f64>| own.into_iter().chain([mean]).map(show).collect();
+    let mut rows = vec![("ledger, commit → arrival", row(ledger.map(|(_, _, us)| us), None))];
     if generator.is_some() {
-        let figures = ledger.map(|(q, ..)| show(told(generator, q)));
-        rows.push(("generator's histogram, the same stamps", figures.to_vec()));
+        let own = ledger.map(|(q, ..)| told(generator, q));
+        rows.push(("generator's histogram, the same stamps", row(own, mean(generator))));
     }
     if pods.is_some() {
-        rows.push(("pods' histogram, commit → socket write", ledger.map(|(q, ..)| show(told(pods, q))).to_vec()));
+        rows.push(("pods' histogram, commit → socket write", row(ledger.map(|(q, ..)| told(pods, q)), mean(pods))));
         let between = ledger.map(|(q, _, us)| us.zip(told(pods, q)).map(|(arrival, write)| arrival - write));
-        rows.push(("difference: edge and kernel", between.map(show).to_vec()));
+        let between = row(between, mean(generator).zip(mean(pods)).map(|(arrival, write)| arrival - write));
+        rows.push(("difference: edge and kernel", between));
     }
     let mut remarks = Vec::new();
     if let Some(generator) = generator {
@@ -96,10 +134,14 @@ fn latencies(run: &Run, snapshot: &Snapshot) -> (Vec<(&'static str, Vec<String>)
             remarks.push(format!("Ledger and generator's histogram differ at {}.", apart.join(", ")));
         }
     }
-    for (q, name, us) in ledger {
-        if let Some((arrival, write)) = us.zip(told(pods, q)).filter(|(arrival, write)| arrival < write) {
-            let (arrival, write) = (metric::micros(arrival), metric::micros(write));
-            remarks.push(format!("At {name} the pods say {write} and the ledger {arrival}: closer than their buckets."));
+    if let Some(pods) = pods {
+        let same = |(q, _, us): &(f64, &str, Option<f64>)| {
+            us.zip(pods.quantile(*q)).is_some_and(|(us, own)| pods.bucket_of(us / 1e6) == pods.bucket_of(own))
+        };
+        let within: Vec<_> = ledger.iter().filter(|quantile| same(quantile)).map(|(_, name, _)| *name).collect();
+        if !within.is_empty() {
+            let all = within.join(", ");
+            remarks.push(format!("At {all} ledger and pods lie in one bucket: there only the means tell their difference."));
         }
     }
     (rows, remarks)
@@ -110,8 +152,11 @@ fn draw_panel(panel: &Panel, run: Option<&Run>) -> anyhow::Result<Chart> {
     let most = |series: &Series| series.points.iter().map(|point| point.1.abs()).fold(0.0, f64::max);
     let mut kept: Vec<&Series> = panel.series.iter().collect();
     kept.sort_by(|a, b| most(b).total_cmp(&most(a)));
+    if kept.len() > 4 && most(kept[0]) > 0.0 {
+        kept.retain(|series| most(series) > 0.0); // a list of reasons that did not happen hides the one that did
+    }
+    let happened = kept.len();
     kept.truncate(INKS);
-    let left_out = panel.series.len() - kept.len();
     kept.sort_by(|a, b| a.name.cmp(&b.name));
     let values = || kept.iter().flat_map(|series| series.points.iter().map(|point| point.1));
     let logarithmic = panel.logarithmic && values().any(|value| value > 0.0);
@@ -136,7 +181,11 @@ fn draw_panel(panel: &Panel, run: Option<&Run>) -> anyhow::Result<Chart> {
     let marks = run.map(chart::marks).unwrap_or_default();
     let svg = draw::lines(&format!("{}: {}", panel.dashboard, panel.title), &x, &y, &lines, &marks)?;
     let legend = (0..).zip(&kept).map(|(ink, series)| (ink, series.name.clone())).collect();
-    let more = if left_out == 0 { String::new() } else { format!(" · {left_out} smaller lines left out") };
+    let more = match (panel.series.len() - happened, happened - kept.len()) {
+        (0, 0) => String::new(),
+        (zero, 0) => format!(" · {zero} at 0"),
+        (zero, smaller) => format!(" · {} left out", zero + smaller),
+    };
     Ok(Chart::new(&panel.title, &format!("{}{more}", panel.dashboard), legend, svg))
 }
 

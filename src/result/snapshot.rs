@@ -63,6 +63,8 @@ pub struct Latency {
     pub buckets: Vec<(f64, f64)>,
     /// All of them, also those above the last bound.
     pub count: f64,
+    /// Their mean in seconds, which no bucket blurs.
+    pub mean: f64,
 }
 
 /// Whose latency.
@@ -126,7 +128,7 @@ mod tests {
     #[test]
     fn a_quantile_is_what_histogram_quantile_says() {
         let buckets = vec![(0.001, 10.0), (0.01, 60.0), (0.1, 99.0)];
-        let latency = Latency { of: Measured::Pods, buckets, count: 100.0 };
+        let latency = Latency { of: Measured::Pods, buckets, count: 100.0, mean: 0.02 };
         let near = |q: f64, expected: f64| {
             let got = latency.quantile(q).unwrap();
             assert!((got - expected).abs() < 1e-12, "{q}: {got}");

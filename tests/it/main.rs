@@ -10,6 +10,7 @@ mod faults;
 mod killed;
 mod likes;
 mod load;
+mod observe;
 mod page;
 mod pod;
 mod pod_process;

@@ -36,6 +36,15 @@ pub struct Target {
     pub last_error: String,
 }
 
+/// A rule.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Rule {
+    /// What it records, or the alert's name.
+    pub name: String,
+    /// Its expression.
+    pub query: String,
+}
+
 #[derive(Deserialize)]
 struct Answer<T> {
     data: Option<T>,
@@ -108,6 +117,22 @@ impl Api {
             active_targets: Vec<Target>,
         }
         Ok(self.ask::<Targets>("targets", &[("state", "active")]).await?.active_targets)
+    }
+
+    /// The rules it evaluates, recording and alerting.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn rules(&self) -> anyhow::Result<Vec<Rule>> {
+        #[derive(Deserialize)]
+        struct Rules {
+            groups: Vec<Group>,
+        }
+        #[derive(Deserialize)]
+        struct Group {
+            rules: Vec<Rule>,
+        }
+        Ok(self.ask::<Rules>("rules", &[]).await?.groups.into_iter().flat_map(|group| group.rules).collect())
     }
 
     /// Its version.

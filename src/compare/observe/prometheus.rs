@@ -9,6 +9,7 @@ use serde_json::json;
 use sqlx::{Connection, Executor};
 
 use super::api::Api;
+use super::nats::Translator;
 use crate::compare::stack::guardian::Spawn;
 use crate::compare::stack::processes::{Guardian, Process};
 use crate::compare::stack::services::{Running, Service, free_port, until_serving};
@@ -21,7 +22,7 @@ pub const SCRAPE_S: u32 = 1;
 pub const NAMESPACE: &str = "local";
 
 /// The scrape jobs, as the dashboards know them.
-const JOBS: [&str; 6] = ["pushlab", "pushlab-load", "nats", "nginx", "haproxy", "mysql"];
+const JOBS: [&str; 7] = ["pushlab", "pushlab-load", "nats", "nginx", "haproxy", "mysql", "process"];
 
 /// A new pod is found by Prometheus within 5 s (its discovery's own beat), then scraped once per second.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -37,6 +38,8 @@ pub struct Observer {
     exporters: BTreeMap<&'static str, String>,
     /// Their processes, and names.
     processes: Vec<(String, Process)>,
+    /// NATS' metrics.
+    nats: Option<Translator>,
     /// Where lists of targets are.
     folder: PathBuf,
     /// Where nginx and HAProxy are to tell how they are.
@@ -80,6 +83,7 @@ impl Observer {
             api,
             exporters: BTreeMap::new(),
             processes: Vec::new(),
+            nats: None,
             folder,
             status_port: free_port()?,
             missing: Vec::new(),
@@ -93,13 +97,9 @@ impl Observer {
     async fn export(&mut self, stack: &Stack) -> anyhow::Result<()> {
         let guardian = &stack.guardian;
         if let Some(monitor) = stack.nats.as_ref().and_then(|nats| nats.status_port) {
-            let monitor = format!("http://127.0.0.1:{monitor}");
-            let args = |port: u16| {
-                let listen = ["-addr", "127.0.0.1", "-port", &port.to_string()].map(String::from);
-                let what = ["-varz", "-connz", "-subz", &monitor].map(String::from);
-                listen.into_iter().chain(what).collect()
-            };
-            self.exporter(guardian, Service::NatsExporter, "nats", args, BTreeMap::new(), &stack.cpus.stack).await?;
+            let nats = Translator::start(format!("http://127.0.0.1:{monitor}")).await?;
+            self.exporters.insert("nats", nats.address.clone());
+            self.nats = Some(nats);
         }
         if let Some(database) = &stack.database {
             let file = self.folder.join("exporter.cnf");
@@ -130,6 +130,17 @@ impl Observer {
             let service = Service::NginxExporter;
             self.exporter(guardian, service, "nginx", args, retries, &stack.cpus.stack).await?;
         }
+        let file = self.folder.join("processes.json");
+        std::fs::write(&file, serde_json::to_vec(&processes())?)?;
+        let args = |port: u16| {
+            let listen = format!("127.0.0.1:{port}");
+            let config = file.display().to_string();
+            let flags = ["-recheck", "-threads=false", "-gather-smaps=false", "-children=false"];
+            let named = ["-web.listen-address", &listen, "-config.path", &config];
+            named.into_iter().chain(flags).map(String::from).collect()
+        };
+        let service = Service::ProcessExporter;
+        self.exporter(guardian, service, "process", args, BTreeMap::new(), &stack.cpus.stack).await?;
         Ok(())
     }
 
@@ -254,6 +265,16 @@ fn config() -> serde_json::Value {
         "rule_files": ["rules/*"],
         "scrape_configs": JOBS.map(job),
     })
+}
+
+/// What the process exporter counts (JSON is YAML): an nginx that was reloaded keeps its old workers while they have
+/// streams. It sees every nginx of this machine.
+fn processes() -> serde_json::Value {
+    json!({"process_names": [
+        {"name": "nginx-old", "cmdline": ["^nginx: worker process is shutting down"]},
+        {"name": "nginx-worker", "cmdline": ["^nginx: worker process"]},
+        {"name": "haproxy", "comm": ["haproxy"]},
+    ]})
 }
 
 /// A user for the exporter: those of newer versions refuse one without a password.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::dashboard::{Dashboard, Window, series_name, substitute};
+use super::dashboard::{self, Dashboard, Window, series_name, substitute};
 use super::prometheus::{NAMESPACE, Observer, SCRAPE_S};
 use crate::result::snapshot::{FORMAT, Latency, Measured, Panel, Series, Snapshot};
 use crate::result::{Header, Marker};
@@ -41,7 +41,8 @@ pub async fn take(observer: &Observer, header: &Header, run: &str) -> anyhow::Re
                 continue;
             }
         };
-        for panel in dashboard.panels.iter().filter(|panel| keys.contains(&panel.title.as_str())) {
+        let key = |panel: &&dashboard::Panel| panel.kind == "timeseries" && keys.contains(&panel.title.as_str());
+        for panel in dashboard.panels.iter().filter(key) {
             let mut series = Vec::new();
             for target in &panel.targets {
                 let expression = substitute(&target.expression, &values);
@@ -70,9 +71,9 @@ pub async fn take(observer: &Observer, header: &Header, run: &str) -> anyhow::Re
         (Measured::Pods, "pushlab_delivery_latency_seconds"),
     ] {
         let transport = header.config.transport().label();
-        let window = format!("namespace=\"{NAMESPACE}\",transport=\"{transport}\"");
         let length = (to - from).max(2.0 * f64::from(SCRAPE_S));
-        let expression = format!("sum by (le) (increase({metric}_bucket{{{window}}}[{length:.0}s]))");
+        let of_run = format!("{{namespace=\"{NAMESPACE}\",transport=\"{transport}\"}}[{length:.0}s]");
+        let expression = format!("sum by (le) (increase({metric}_bucket{of_run}))");
         let mut buckets: Vec<(f64, f64)> = Vec::new();
         for one in api.query(&expression, to).await? {
             let bound = one.labels.get("le").and_then(|le| le.parse().ok());
@@ -80,10 +81,11 @@ pub async fn take(observer: &Observer, header: &Header, run: &str) -> anyhow::Re
         }
         buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
         let count = buckets.pop_if(|last| last.0.is_infinite()).map_or(0.0, |last| last.1);
-        if count > 0.0 {
-            snapshot.latencies.push(Latency { of, buckets, count });
-        } else {
-            snapshot.missing.push(format!("No sample of {metric} in the window."));
+        let mean = format!("sum(increase({metric}_sum{of_run})) / sum(increase({metric}_count{of_run}))");
+        let mean = api.query(&mean, to).await?.first().and_then(|one| one.points.first().map(|point| point.1));
+        match mean.filter(|mean| mean.is_finite() && count > 0.0) {
+            Some(mean) => snapshot.latencies.push(Latency { of, buckets, count, mean }),
+            None => snapshot.missing.push(format!("No sample of {metric} in a run's window.")),
         }
     }
     Ok(snapshot)

@@ -196,6 +196,8 @@ impl Plan {
         special("slow_readers", slow_readers.to_string(), grid.scenario != Scenario::SlowConsumer);
         let beat = humantime::format_duration(grid.heartbeat).to_string();
         special("heartbeat", beat, grid.heartbeat == Duration::from_secs(10));
+        let silence = grid.silence.map(|silence| humantime::format_duration(silence).to_string());
+        special("silence", silence.clone().unwrap_or_default(), silence.is_none());
         let usual = fault.map_or(Duration::ZERO, FaultKind::usual_hold);
         let hold = if usual.is_zero() { usual } else { grid.hold.unwrap_or(usual) };
         special("hold", humantime::format_duration(hold).to_string(), hold.is_zero());
@@ -294,7 +296,7 @@ fn edges(grid: &Grid) -> Vec<EdgeConfig> {
                         edge,
                         buffering: edge.buffers() && buffering == Switch::On,
                         retry503: edge == Edge::Direct || retry == Switch::On,
-                        silence_s: silence_s(grid.heartbeat),
+                        silence_s: grid.silence.map_or_else(|| silence_s(grid.heartbeat), |s| s.as_secs() as u32),
                         max_temp_file: Some(temp.clone()).filter(|temp| edge.buffers() && temp != "default"),
                     };
                     // The same level twice is an A/A; the same edge by having no switch is not. And without buffering

@@ -18,11 +18,12 @@ pub mod expand;
 pub use expand::{Planned, estimate};
 
 /// Plans that come with the program: name → text.
-pub const PRESETS: [(&str, &str); 4] = [
+pub const PRESETS: [(&str, &str); 5] = [
     ("quick", include_str!("../plans/quick.toml")),
     ("seed", include_str!("../plans/seed.toml")),
     ("full", include_str!("../plans/full.toml")),
     ("faults", include_str!("../plans/faults.toml")),
+    ("incidents", include_str!("../plans/incidents.toml")),
 ];
 
 /// A plan.
@@ -128,6 +129,8 @@ pub enum FaultKind {
     PodTerm,
     /// The proxy reads its configuration again.
     ProxyReload,
+    /// Somebody else locks the row of the newest post for `hold`.
+    RowLock,
     /// No packet passes between the edge and one pod for `hold`.
     BlackholeEdgePod,
     /// No packet passes between viewers and the edge for `hold`.
@@ -146,6 +149,7 @@ impl FaultKind {
             Self::PodHang => "pod-hang",
             Self::PodTerm => "pod-term",
             Self::ProxyReload => "proxy-reload",
+            Self::RowLock => "row-lock",
             Self::BlackholeEdgePod => "blackhole-edge-pod",
             Self::BlackholeViewerEdge => "blackhole-viewer-edge",
         }
@@ -168,7 +172,9 @@ impl FaultKind {
     pub const fn usual_hold(self) -> Duration {
         match self {
             Self::NatsRestart | Self::DatabaseRestart => Duration::from_secs(1),
-            Self::NatsStop | Self::BlackholeEdgePod | Self::BlackholeViewerEdge => Duration::from_secs(10),
+            Self::NatsStop | Self::RowLock | Self::BlackholeEdgePod | Self::BlackholeViewerEdge => {
+                Duration::from_secs(10)
+            }
             Self::PodHang => Duration::from_secs(60),
             Self::PodKill | Self::PodTerm | Self::ProxyReload => Duration::ZERO,
         }
@@ -255,6 +261,10 @@ pub struct Grid {
     /// Heartbeat period of pods, which viewers expect too.
     #[serde(default = "ten_seconds", deserialize_with = "duration")]
     pub heartbeat: Duration,
+    /// After how much silence the edge gives a stream up; absent: a heartbeat and a half. Less than a heartbeat cuts
+    /// streams that are only quiet.
+    #[serde(default, deserialize_with = "optional_duration")]
+    pub silence: Option<Duration>,
     /// Viewers that come and go: mean session length.
     #[serde(default, deserialize_with = "optional_duration")]
     pub population_mean: Option<Duration>,
@@ -376,7 +386,7 @@ impl Plan {
             None if Path::new(name).extension().is_some_and(|e| e == "toml") => {
                 std::fs::read_to_string(name).with_context(|| format!("cannot read the plan {name}"))?
             }
-            None => bail!("there is no plan {name:?}; give quick, seed, full, faults or a file that ends in .toml"),
+            None => bail!("there is no plan {name:?}; give quick, seed, full, faults, incidents or a file that ends in .toml"),
         };
         let plan = Self::parse(&text).with_context(|| format!("the plan {name} is not usable"))?;
         Ok((plan, text))
@@ -503,6 +513,9 @@ impl Grid {
         }
         if self.pod_flags.iter().any(|flags| !flags.is_empty() && !flags.starts_with("--")) {
             return Err(("pod_flags", "each text is empty or begins with the first flag: \"--resume replay\"".into()));
+        }
+        if self.silence.is_some_and(|silence| silence < Duration::from_secs(1)) {
+            return Err(("silence", "at least 1s: edges count whole seconds".into()));
         }
         if self.heartbeat < Duration::from_secs(1) {
             return Err(("heartbeat", "at least 1s".into()));

@@ -30,6 +30,7 @@ pub fn steps(planned: &Planned) -> Vec<Step> {
         Some(FaultKind::PodHang) => (Fault::Hold(victim()), Some(Fault::Release(victim()))),
         Some(FaultKind::PodTerm) => (Fault::Terminate(victim()), None),
         Some(FaultKind::ProxyReload) => (Fault::ReloadEdge, None),
+        Some(FaultKind::RowLock) => (Fault::LockRow, Some(Fault::FreeRow)),
         Some(FaultKind::BlackholeEdgePod) => (Fault::Blackhole(path()), Some(Fault::Open(path()))),
         Some(FaultKind::BlackholeViewerEdge) => {
             (Fault::Blackhole(Path::ViewersToEdge), Some(Fault::Open(Path::ViewersToEdge)))

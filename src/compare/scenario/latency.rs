@@ -42,7 +42,7 @@ pub async fn run(
     let _ = (std::fs::remove_file(&out), std::fs::remove_file(&log));
     let (base, streams) = ways(deployment, planned);
     let mut args = load_args(&base, &streams, &deployment.admin_urls(), &stack.cpus, planned, &out);
-    if let Some(address) = &deployment.load_metrics {
+    if let Some(address) = deployment.load_metrics.as_ref().filter(|_| exports()) {
         args.extend(["--metrics-listen".to_owned(), address.clone()]);
     }
     let spawn = Spawn { program: stack.pushlab.clone(), args, log, lines: true, ..Spawn::default() };
@@ -123,6 +123,13 @@ pub async fn run(
     }
     run.header.observed = Some(observed);
     Ok(run)
+}
+
+/// TODAY: until `load --metrics-listen` is there.
+fn exports() -> bool {
+    use clap::Args;
+    let command = crate::load::Config::augment_args(clap::Command::new("load"));
+    command.get_arguments().any(|argument| argument.get_long() == Some("metrics-listen"))
 }
 
 fn watched(stack: &Stack, deployment: &Deployment, generator: i32) -> Vec<(String, i32)> {

@@ -95,6 +95,8 @@ pub struct Stack {
     pub remote: remote::Urls,
     /// Watches everything (`--observe`).
     pub observer: Option<Observer>,
+    /// Who holds the lock of a row, while that is the fault.
+    pub row_holder: Option<sqlx::MySqlConnection>,
 }
 
 /// A pod that serves.
@@ -133,7 +135,7 @@ impl Stack {
     pub async fn start(kind: Kind, cpus: Cpus, remote: remote::Urls) -> anyhow::Result<Self> {
         let pushlab = std::env::current_exe().context("cannot find this program")?;
         let guardian = Guardian::start(&pushlab).await?;
-        let mut stack = Self { kind, guardian, pushlab, cpus, nats: None, database: None, remote, observer: None };
+        let mut stack = Self { kind, guardian, pushlab, cpus, nats: None, database: None, remote, observer: None, row_holder: None };
         if kind == Kind::Local {
             let (nats, database) = tokio::join!(
                 services::nats(&stack.guardian, &stack.cpus.stack),

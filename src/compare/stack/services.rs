@@ -27,12 +27,12 @@ pub enum Service {
     HaProxy,
     /// Watches the others (`compare --observe`).
     Prometheus,
-    /// NATS' monitoring as metrics.
-    NatsExporter,
     /// nginx' `stub_status` as metrics.
     NginxExporter,
     /// The database's status as metrics.
     MysqldExporter,
+    /// Counts the edge's processes, old workers among them.
+    ProcessExporter,
 }
 
 impl Service {
@@ -43,9 +43,9 @@ impl Service {
         Self::Nginx,
         Self::HaProxy,
         Self::Prometheus,
-        Self::NatsExporter,
         Self::NginxExporter,
         Self::MysqldExporter,
+        Self::ProcessExporter,
     ];
 
     /// Names of the program, best first.
@@ -57,9 +57,9 @@ impl Service {
             Self::Nginx => &["nginx"],
             Self::HaProxy => &["haproxy"],
             Self::Prometheus => &["prometheus"],
-            Self::NatsExporter => &["prometheus-nats-exporter"],
             Self::NginxExporter => &["prometheus-nginx-exporter", "nginx-prometheus-exporter"],
             Self::MysqldExporter => &["prometheus-mysqld-exporter", "mysqld_exporter"],
+            Self::ProcessExporter => &["prometheus-process-exporter", "process-exporter"],
         }
     }
 
@@ -72,9 +72,9 @@ impl Service {
             Self::Nginx => "PUSHLAB_NGINX",
             Self::HaProxy => "PUSHLAB_HAPROXY",
             Self::Prometheus => "PUSHLAB_PROMETHEUS",
-            Self::NatsExporter => "PUSHLAB_NATS_EXPORTER",
             Self::NginxExporter => "PUSHLAB_NGINX_EXPORTER",
             Self::MysqldExporter => "PUSHLAB_MYSQLD_EXPORTER",
+            Self::ProcessExporter => "PUSHLAB_PROCESS_EXPORTER",
         }
     }
 
@@ -87,7 +87,7 @@ impl Service {
     /// Whether it only watches the others.
     #[must_use]
     pub const fn observes(self) -> bool {
-        matches!(self, Self::Prometheus | Self::NatsExporter | Self::NginxExporter | Self::MysqldExporter)
+        matches!(self, Self::Prometheus | Self::NginxExporter | Self::MysqldExporter | Self::ProcessExporter)
     }
 
     /// The line that installs it on Debian or Ubuntu.
@@ -99,13 +99,13 @@ impl Service {
             Self::Nginx => "sudo apt-get install -y nginx",
             Self::HaProxy => "sudo apt-get install -y haproxy",
             Self::Prometheus => "sudo apt-get install -y prometheus",
-            Self::NatsExporter => "go install github.com/nats-io/prometheus-nats-exporter@latest",
             Self::NginxExporter => "sudo apt-get install -y prometheus-nginx-exporter",
             Self::MysqldExporter => "sudo apt-get install -y prometheus-mysqld-exporter",
+            Self::ProcessExporter => "sudo apt-get install -y prometheus-process-exporter",
         }
     }
 
-    /// The program, if it is installed: its variable, PATH, the sbin folders, `~/.local/bin`, `~/go/bin`, `.venv/bin`.
+    /// The program, if it is installed: its variable, PATH, the sbin folders, `~/.local/bin`, `.venv/bin`.
     #[must_use]
     pub fn find(self) -> Option<PathBuf> {
         if let Some(named) = std::env::var_os(self.variable()) {
@@ -115,7 +115,7 @@ impl Service {
         let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
         let mut folders: Vec<PathBuf> = std::env::split_paths(&path).filter(|p| p.is_absolute()).collect();
         folders.extend(["/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/sbin"].map(PathBuf::from));
-        folders.extend([".local/bin", "go/bin"].map(|folder| home.join(folder)));
+        folders.push(home.join(".local/bin"));
         folders.extend(std::env::current_dir().map(|here| here.join(".venv/bin")));
         folders.extend(std::env::var_os("VIRTUAL_ENV").map(|venv| PathBuf::from(venv).join("bin")));
         self.programs().iter().flat_map(|name| folders.iter().map(move |f| f.join(name))).find(|path| path.is_file())
@@ -130,7 +130,12 @@ impl Service {
         let line = String::from_utf8_lossy(&text).lines().next().unwrap_or_default().trim().to_owned();
         if self.observes() {
             let number = line.split_once("version").map_or(&*line, |(_, number)| number.trim_start_matches([' ', '=']));
-            return number.split(' ').next().unwrap_or_default().into();
+            // Debian's process exporter has only a revision.
+            let number = number.split_once("(branch").map_or(number, |(own, rest)| match own.trim() {
+                "" => rest.split_once("revision: ").map_or("", |(_, revision)| revision),
+                own => own,
+            });
+            return number.split([' ', ')']).next().unwrap_or_default().into();
         }
         let line = line.strip_prefix(&program.display().to_string()).unwrap_or(&line).trim();
         line.trim_start_matches("nginx version: ")
@@ -224,7 +229,10 @@ pub async fn nats(guardian: &Guardian, cpus: &[usize]) -> anyhow::Result<Running
 pub async fn nats_at(guardian: &Guardian, port: u16, monitor: u16, cpus: &[usize]) -> anyhow::Result<Running> {
     ensure_free(port)?;
     let (own, told) = (port.to_string(), monitor.to_string());
-    let args = ["--addr", "127.0.0.1", "--port", &own, "--http_port", &told].map(String::from).to_vec();
+    // With JetStream, so that a plan may say `--publish outbox`.
+    let streams = guardian.folder().join("nats").display().to_string();
+    let args = ["--addr", "127.0.0.1", "--port", &own, "--http_port", &told, "--jetstream", "--store_dir", &streams];
+    let args = args.map(String::from).to_vec();
     let log = guardian.folder().join("nats.log");
     let spawn = Spawn { program: Service::Nats.require()?, args, log, cpus: cpus.to_vec(), ..Spawn::default() };
     let process = guardian.spawn(spawn).await?;
