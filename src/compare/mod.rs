@@ -96,7 +96,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let (kind, why) = choose(&config);
     if config.observe {
         if kind != Kind::Local {
-            bail!("--observe watches the local stack, and this is {}; leave it out, or see `pushlab doctor`", kind.name());
+            bail!(
+                "--observe watches the local stack, and this is {}; leave it out, or see `pushlab doctor`",
+                kind.name()
+            );
         }
         Service::Prometheus.require()?;
     }
@@ -134,7 +137,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let mut stack = Stack::start(kind, cpus, remote).await.context("the stack does not come up")?;
     let done = async {
         if config.observe {
-            let observer = Observer::start(&stack, &observe::RULES).await.context("what is to watch does not come up")?;
+            let observer =
+                Observer::start(&stack, &observe::RULES).await.context("what is to watch does not come up")?;
             println!("prometheus: {}", observer.server.url);
             for missing in &observer.missing {
                 println!("{missing}");

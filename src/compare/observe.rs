@@ -52,7 +52,13 @@ pub const KEY_PANELS: [(&str, &str, &[&str]); 3] = [
     (
         "write-path.json",
         grafana!("dashboards/write-path.json"),
-        &["Likes by result", "Wait for the post's row", "Transaction", "Row locks waited for", "Time-outs of the database"],
+        &[
+            "Likes by result",
+            "Wait for the post's row",
+            "Transaction",
+            "Row locks waited for",
+            "Time-outs of the database",
+        ],
     ),
 ];
 

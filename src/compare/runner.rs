@@ -14,8 +14,8 @@ use super::observe::snapshot;
 use super::plan::{Broken, FaultKind, Planned, Scenario};
 use super::scenario::{balance, buffering, faults, latency, no_stickiness, slow_consumer, slow_reader};
 use super::stack::{Deployment, Kind, Stack};
-use crate::result::summary::{RunSummary, Validity, summarize};
 use crate::result::snapshot::Snapshot;
+use crate::result::summary::{RunSummary, Validity, summarize};
 use crate::result::{Observed, RunResult, file};
 
 /// A cell is tried this often; a second failure in a row of three cells ends the plan.

@@ -117,7 +117,8 @@ impl Results {
 /// `prometheus/*.json` of a result folder in the order of their names, which is the runs'.
 fn snapshots(dir: &Path, unreadable: &mut Vec<String>) -> Vec<Snapshot> {
     let files = std::fs::read_dir(dir.join("prometheus")).into_iter().flatten().flatten();
-    let mut paths: Vec<_> = files.map(|entry| entry.path()).filter(|p| p.extension().is_some_and(|e| e == "json")).collect();
+    let mut paths: Vec<_> =
+        files.map(|entry| entry.path()).filter(|p| p.extension().is_some_and(|e| e == "json")).collect();
     paths.sort();
     let mut read = Vec::new();
     for path in paths {

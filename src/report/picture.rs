@@ -29,7 +29,8 @@ pub fn picture(heading: &str, charts: &[Chart]) -> String {
             let _ = writeln!(body, "<g transform=\"translate({left} {top})\">");
             let title = escape(&chart.title);
             let dashboard = escape(&chart.subtitle);
-            let _ = writeln!(body, "<text class=\"title\" y=\"12\">{title} <tspan class=\"of\">{dashboard}</tspan></text>");
+            let _ =
+                writeln!(body, "<text class=\"title\" y=\"12\">{title} <tspan class=\"of\">{dashboard}</tspan></text>");
             let _ = writeln!(body, "{legend}");
             let place = format!("<svg y=\"{}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" ", LINE * (lines + 1));
             body.push_str(&chart.svg.replacen("<svg ", &place, 1));
@@ -52,7 +53,10 @@ pub fn picture(heading: &str, charts: &[Chart]) -> String {
 /// The page's colours and dash patterns, and the text of a picture.
 fn style() -> String {
     let page = include_str!("templates/style.css");
-    let kept = page.lines().take_while(|line| !line.starts_with('*')).chain(page.lines().filter(|l| l.starts_with("polyline")));
+    let kept = page
+        .lines()
+        .take_while(|line| !line.starts_with('*'))
+        .chain(page.lines().filter(|l| l.starts_with("polyline")));
     let text = "text{font-family:system-ui,\"Segoe UI\",Roboto,\"Helvetica Neue\",Arial,sans-serif;font-variant-numeric:tabular-nums}\
         .heading{font-size:19px;font-weight:600;fill:var(--ink)}.title{font-size:14px;font-weight:600;fill:var(--ink)}\
         .of{font-weight:400;fill:var(--muted)}.legend{font-size:13px;fill:var(--ink)}";

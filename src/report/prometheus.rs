@@ -141,7 +141,9 @@ fn latencies(run: &Run, snapshot: &Snapshot) -> (Vec<(&'static str, Vec<String>)
         let within: Vec<_> = ledger.iter().filter(|quantile| same(quantile)).map(|(_, name, _)| *name).collect();
         if !within.is_empty() {
             let all = within.join(", ");
-            remarks.push(format!("At {all} ledger and pods lie in one bucket: there only the means tell their difference."));
+            remarks.push(format!(
+                "At {all} ledger and pods lie in one bucket: there only the means tell their difference."
+            ));
         }
     }
     (rows, remarks)

@@ -82,7 +82,8 @@ impl Dashboard {
         }
         panels.retain(|panel| !panel.targets.is_empty());
         let annotations = list(&json["annotations"]["list"]);
-        let annotations = annotations.iter().filter_map(|a| Some((text_of(&a["name"]), a["expr"].as_str()?.to_owned())));
+        let annotations =
+            annotations.iter().filter_map(|a| Some((text_of(&a["name"]), a["expr"].as_str()?.to_owned())));
         let annotations = annotations.collect();
         let variables = list(&json["templating"]["list"]).iter().map(Variable::read).collect();
         Ok(Self { title, variables, panels, annotations })
@@ -265,7 +266,10 @@ mod tests {
         let with = values(&[("pod", "(pod-1|pod-2)"), ("podless", "x"), ("__rate_interval", "4s")]);
         for (text, expected) in [
             ("rate(a{pod=~\"$pod\"}[$__rate_interval])", "rate(a{pod=~\"(pod-1|pod-2)\"}[4s])"),
-            ("a{b=\"$podless\", c=~\"${pod:regex}\", d=\"[[pod]]\"}", "a{b=\"x\", c=~\"(pod-1|pod-2)\", d=\"(pod-1|pod-2)\"}"),
+            (
+                "a{b=\"$podless\", c=~\"${pod:regex}\", d=\"[[pod]]\"}",
+                "a{b=\"x\", c=~\"(pod-1|pod-2)\", d=\"(pod-1|pod-2)\"}",
+            ),
             ("a{b=~\"c$\"} / $unknown [5m]", "a{b=~\"c$\"} / $unknown [5m]"),
         ] {
             assert_eq!(substitute(text, &with), expected);

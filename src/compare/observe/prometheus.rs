@@ -257,9 +257,7 @@ impl Observer {
 /// Prometheus' configuration (JSON is YAML); paths are relative to its file.
 fn config() -> serde_json::Value {
     let every = format!("{SCRAPE_S}s");
-    let job = |job: &str| {
-        json!({"job_name": job, "file_sd_configs": [{"files": [format!("targets/{job}.json")], "refresh_interval": "1s"}]})
-    };
+    let job = |job: &str| json!({"job_name": job, "file_sd_configs": [{"files": [format!("targets/{job}.json")], "refresh_interval": "1s"}]});
     json!({
         "global": {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every},
         "rule_files": ["rules/*"],

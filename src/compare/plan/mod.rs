@@ -386,7 +386,9 @@ impl Plan {
             None if Path::new(name).extension().is_some_and(|e| e == "toml") => {
                 std::fs::read_to_string(name).with_context(|| format!("cannot read the plan {name}"))?
             }
-            None => bail!("there is no plan {name:?}; give quick, seed, full, faults, incidents or a file that ends in .toml"),
+            None => bail!(
+                "there is no plan {name:?}; give quick, seed, full, faults, incidents or a file that ends in .toml"
+            ),
         };
         let plan = Self::parse(&text).with_context(|| format!("the plan {name} is not usable"))?;
         Ok((plan, text))

@@ -125,7 +125,7 @@ pub async fn run(
     Ok(run)
 }
 
-/// TODAY: until `load --metrics-listen` is there.
+/// Whether this generator can offer metrics (`load --metrics-listen`).
 fn exports() -> bool {
     use clap::Args;
     let command = crate::load::Config::augment_args(clap::Command::new("load"));

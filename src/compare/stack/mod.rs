@@ -135,7 +135,17 @@ impl Stack {
     pub async fn start(kind: Kind, cpus: Cpus, remote: remote::Urls) -> anyhow::Result<Self> {
         let pushlab = std::env::current_exe().context("cannot find this program")?;
         let guardian = Guardian::start(&pushlab).await?;
-        let mut stack = Self { kind, guardian, pushlab, cpus, nats: None, database: None, remote, observer: None, row_holder: None };
+        let mut stack = Self {
+            kind,
+            guardian,
+            pushlab,
+            cpus,
+            nats: None,
+            database: None,
+            remote,
+            observer: None,
+            row_holder: None,
+        };
         if kind == Kind::Local {
             let (nats, database) = tokio::join!(
                 services::nats(&stack.guardian, &stack.cpus.stack),

@@ -21,9 +21,10 @@ const LEFT_OUT: [(&str, &str); 1] =
     [("k6.json", "k6's native histograms come by remote write and need Prometheus 3; the cluster's test asks them")];
 
 /// What only a fault fills that is not provoked here, and which: part of the expression, the fault.
-const NEEDS: [(&str, &str); 1] = [
-    ("unless sum by (namespace, transport) (increase(pushlab_canary_total[5m]))", "a canary that stops for five minutes"),
-];
+const NEEDS: [(&str, &str); 1] = [(
+    "unless sum by (namespace, transport) (increase(pushlab_canary_total[5m]))",
+    "a canary that stops for five minutes",
+)];
 
 /// A plan of one cell, for its defaults.
 const CELL: &str = r#"
@@ -138,7 +139,8 @@ async fn expressions(observer: &Observer, window: Window) -> Vec<(String, String
         }
         let dashboard = Dashboard::parse(&std::fs::read_to_string(&file).unwrap()).unwrap();
         let values = dashboard.resolve(&observer.api, window).await.unwrap();
-        let panels = dashboard.panels.iter().flat_map(|panel| panel.targets.iter().map(move |t| (&panel.title, &t.expression)));
+        let panels =
+            dashboard.panels.iter().flat_map(|panel| panel.targets.iter().map(move |t| (&panel.title, &t.expression)));
         let annotations = dashboard.annotations.iter().map(|(title, expression)| (title, expression));
         for (title, expression) in panels.chain(annotations) {
             all.push((format!("{name}, {title}"), substitute(expression, &values)));
@@ -180,14 +182,17 @@ async fn every_expression_finds_something() {
     for (place, expression) in expressions(observer, window).await {
         asked += 1;
         let found = observer.api.range(&without_filters(&expression), window.start, window.end, window.step).await;
-        let excused = NEEDS.iter().find(|(part, _)| expression.split_whitespace().collect::<Vec<_>>().join(" ").contains(part));
+        let excused =
+            NEEDS.iter().find(|(part, _)| expression.split_whitespace().collect::<Vec<_>>().join(" ").contains(part));
         match (found, excused) {
             (Err(why), _) => wrong.push(format!("{place}: {why:#}\n    {expression}")),
             (Ok(found), excused) => {
                 let empty = !found.iter().any(|one| one.points.iter().any(|point| point.1.is_finite()));
                 match excused {
                     None if empty => wrong.push(format!("{place} finds nothing\n    {expression}")),
-                    Some((_, fault)) if !empty => wrong.push(format!("{place} is excused by {fault}, and finds something")),
+                    Some((_, fault)) if !empty => {
+                        wrong.push(format!("{place} is excused by {fault}, and finds something"))
+                    }
                     _ => {}
                 }
             }
