@@ -16,11 +16,11 @@ const LINE: u32 = 18;
 /// About the width of a letter of the legend.
 const LETTER: f64 = 7.2;
 
-/// The charts under a heading.
+/// The charts under a heading and a line of circumstances.
 #[must_use]
-pub fn picture(heading: &str, charts: &[Chart]) -> String {
+pub fn picture(heading: &str, circumstances: &str, charts: &[Chart]) -> String {
     let mut body = String::new();
-    let mut top = GAP + 2 * LINE;
+    let mut top = GAP + 3 * LINE;
     for row in charts.chunks(COLUMNS) {
         let legends: Vec<_> = row.iter().map(legend).collect();
         let lines = legends.iter().map(|(_, lines)| *lines).max().unwrap_or(0);
@@ -40,13 +40,15 @@ pub fn picture(heading: &str, charts: &[Chart]) -> String {
     }
     let columns = u32::try_from(COLUMNS.min(charts.len().max(1))).unwrap_or(1);
     let width = GAP + columns * (WIDTH + GAP);
-    let heading = escape(heading);
+    let (heading, circumstances) = (escape(heading), escape(circumstances));
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {top}\" width=\"{width}\" height=\"{top}\" role=\"img\" aria-label=\"{heading}\">\n\
          <style>{}</style>\n<rect width=\"{width}\" height=\"{top}\" fill=\"var(--bg)\"/>\n\
-         <text class=\"heading\" x=\"{GAP}\" y=\"{}\">{heading}</text>\n{body}</svg>\n",
+         <text class=\"heading\" x=\"{GAP}\" y=\"{}\">{heading}</text>\n\
+         <text class=\"of\" x=\"{GAP}\" y=\"{}\">{circumstances}</text>\n{body}</svg>\n",
         style(),
-        GAP + 8
+        GAP + 8,
+        GAP + 30
     )
 }
 
@@ -59,7 +61,7 @@ fn style() -> String {
         .chain(page.lines().filter(|l| l.starts_with("polyline")));
     let text = "text{font-family:system-ui,\"Segoe UI\",Roboto,\"Helvetica Neue\",Arial,sans-serif;font-variant-numeric:tabular-nums}\
         .heading{font-size:19px;font-weight:600;fill:var(--ink)}.title{font-size:14px;font-weight:600;fill:var(--ink)}\
-        .of{font-weight:400;fill:var(--muted)}.legend{font-size:13px;fill:var(--ink)}";
+        .of{font-size:14px;font-weight:400;fill:var(--muted)}.legend{font-size:13px;fill:var(--ink)}";
     kept.collect::<Vec<_>>().join("\n") + "\n" + text
 }
 
@@ -106,7 +108,7 @@ mod tests {
             svg: "<svg viewBox=\"0 0 420 290\"></svg>".into(),
         };
         let long = "a name that takes more than half of a line";
-        let text = picture("Pods & viewers", &[chart(&["sse"]), chart(&[long, long]), chart(&[])]);
+        let text = picture("Pods & viewers", "10 likes/s", &[chart(&["sse"]), chart(&[long, long]), chart(&[])]);
         assert!(text.starts_with("<svg xmlns=") && text.contains("--s0:#") && text.contains("stroke-dasharray"));
         assert!(text.contains("Pods &amp; viewers") && text.contains("a &lt; b"));
         assert_eq!(text.matches(&format!("<svg y=\"{}\"", LINE * 3)).count(), 2, "one height for a row");

@@ -77,12 +77,13 @@ pub fn pictures(results: &Results, titles: &[String]) -> anyhow::Result<Vec<(Str
         }
         let name = snapshot.run.strip_suffix(".run.gz").unwrap_or(&snapshot.run).to_owned();
         let levels = run.and_then(|run| run.summary.cell.as_ref()).map(|cell| &cell.levels);
-        let telling = ["fault", "hold", "silence", "heartbeat", "arm", "edge", "rate", "viewers"];
-        let heading: Vec<_> = levels
-            .iter()
-            .flat_map(|levels| telling.iter().filter_map(|name| Some(wording::level(name, levels.get(*name)?))))
-            .collect();
-        pictures.push((name, picture(&heading.join(" · "), &charts)));
+        let named = |factors: &[&str]| {
+            let of = |name: &&str| Some(wording::level(name, levels?.get(*name)?));
+            factors.iter().filter_map(of).collect::<Vec<_>>().join(" · ")
+        };
+        let heading = named(&["fault", "hold", "silence", "heartbeat"]);
+        let circumstances = named(&["arm", "edge", "rate", "viewers", "posts", "pods"]);
+        pictures.push((name, picture(&heading, &circumstances, &charts)));
     }
     if pictures.is_empty() {
         bail!("no Prometheus watched these runs; do: pushlab compare --observe");
