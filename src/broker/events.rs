@@ -8,8 +8,10 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use tokio::sync::watch;
 
-use super::{BrokerError, BrokerState, Nats};
+use super::{BrokerError, BrokerState, Nats, nats};
 use crate::domain::{Epoch, LikesChanged};
+use crate::telemetry::Trace;
+use crate::telemetry::trace::{Carrier, Publishing};
 
 /// The stream's name.
 const NAME: &str = "pushlab-likes";
@@ -40,9 +42,9 @@ pub struct EventStream {
     epoch: Epoch,
 }
 
-/// A promise of the stream to say that it has an event.
+/// A promise of the stream to say that it has an event; the event's publication is traced until then.
 #[derive(Debug)]
-pub struct Acknowledgement(PublishAckFuture, Nats);
+pub struct Acknowledgement(PublishAckFuture, Nats, Publishing);
 
 impl EventStream {
     /// Makes the stream, or takes the one that is there (with its limits: an operator may have made it).
@@ -70,14 +72,27 @@ impl EventStream {
     ///
     /// # Errors
     /// [`BrokerError::NotTaken`]: it is not known whether anybody got it.
-    pub async fn send(&self, event: &LikesChanged) -> Result<Acknowledgement, BrokerError> {
+    pub async fn send(&self, event: &LikesChanged, trace: &Trace) -> Result<Acknowledgement, BrokerError> {
         let id = format!("{}.{}.{}", self.epoch, event.post_id, event.version);
         let payload = serde_json::to_vec(event).unwrap_or_default();
-        let message = PublishMessage::build().message_id(id).payload(payload.into());
+        let publishing = trace.publishing(event);
+        let message = PublishMessage::build().payload(payload.into());
+        // The id is a header too.
+        let message = match nats::headers(&publishing.trace()) {
+            Some(headers) => message.headers(headers),
+            None => message,
+        };
+        let message = message.message_id(id);
         let sent = self.context.send_publish(event.post_id.subject(), message).await;
         let acknowledgement = sent.map_err(|error| not_taken(&error, &self.nats))?;
         self.nats.count_published();
-        Ok(Acknowledgement(acknowledgement, self.nats.clone()))
+        Ok(Acknowledgement(acknowledgement, self.nats.clone(), publishing))
+    }
+
+    /// The trace an outbox's row has.
+    #[must_use]
+    pub fn resumed(&self, kept: &Carrier) -> Trace {
+        self.nats.tracer().resumed(kept)
     }
 
     /// Whether the connection stands.
@@ -94,7 +109,10 @@ impl Acknowledgement {
     /// [`BrokerError::NotTaken`]: publish it again.
     pub async fn taken(self) -> Result<(), BrokerError> {
         match self.0.await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.2.sent();
+                Ok(())
+            }
             Err(error) if error.kind() == PublishErrorKind::StreamNotFound => {
                 Err(BrokerError::NotTaken { cause: format!("the stream {NAME} is gone") })
             }

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::{BrokerCounters, BrokerState, OnEvent};
 use crate::domain::{LikesChanged, PostId};
+use crate::telemetry::Trace;
 
 type Subscriptions = HashMap<PostId, Vec<(u64, Arc<LocalPod>)>>;
 
@@ -49,7 +50,8 @@ impl Local {
         Self { bus: bus.clone(), pod: Arc::new(pod) }
     }
 
-    pub(super) fn publish(&self, event: LikesChanged) {
+    pub(super) fn publish(&self, event: LikesChanged, trace: &Trace) {
+        let publishing = trace.publishing(&event);
         self.pod.counters.published.fetch_add(1, Ordering::Relaxed);
         let subscriptions = self.bus.0.subscriptions.read().unwrap_or_else(PoisonError::into_inner);
         let pods: Vec<_> =
@@ -57,8 +59,9 @@ impl Local {
         drop(subscriptions);
         for pod in pods {
             pod.counters.received.fetch_add(1, Ordering::Relaxed);
-            (pod.on_event)(event);
+            (pod.on_event)(event, publishing.trace());
         }
+        publishing.sent();
     }
 
     pub(super) fn subscribe(&self, post: PostId) {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::domain::{Epoch, LikesChanged, PostId};
+use crate::telemetry::{Trace, Tracer};
 
 /// Events with an acknowledgement.
 mod events;
@@ -24,8 +25,8 @@ pub use events::{Acknowledgement, EventStream};
 pub use local::{Local, LocalBus};
 pub use nats::Nats;
 
-/// Takes the events of subscribed posts. Called from the broker's tasks: it must not block.
-pub type OnEvent = Arc<dyn Fn(LikesChanged) + Send + Sync>;
+/// Takes the events of subscribed posts, and their traces. Called from the broker's tasks: it must not block.
+pub type OnEvent = Arc<dyn Fn(LikesChanged, Trace) + Send + Sync>;
 
 /// Where the broker is.
 #[derive(Debug, Clone)]
@@ -57,6 +58,8 @@ pub struct BrokerOptions {
     /// After a reconnect the newest event of each post published this long before is published again: it may have been
     /// lost in the old connection's buffers.
     pub republish: Duration,
+    /// Goes on with the traces of events that come over a server.
+    pub tracer: Tracer,
 }
 
 impl Default for BrokerOptions {
@@ -68,6 +71,7 @@ impl Default for BrokerOptions {
             subscribe_timeout: Duration::from_secs(2),
             ping_interval: Duration::from_secs(3),
             republish: Duration::from_secs(10),
+            tracer: Tracer::default(),
         }
     }
 }
@@ -167,9 +171,14 @@ impl Broker {
 
     /// Sends an event to every pod that watches its post. Never blocks and never fails: see [`BrokerCounters`].
     pub fn publish(&self, event: LikesChanged) {
+        self.publish_traced(event, &Trace::none());
+    }
+
+    /// The same for an event that takes a trace along.
+    pub fn publish_traced(&self, event: LikesChanged, trace: &Trace) {
         match self {
-            Self::Nats(nats) => nats.publish(event),
-            Self::Local(local) => local.publish(event),
+            Self::Nats(nats) => nats.publish(event, trace),
+            Self::Local(local) => local.publish(event, trace),
         }
     }
 

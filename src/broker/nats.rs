@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions, Event, Message, ServerAddr, Subscriber};
+use async_nats::{Client, ConnectOptions, Event, HeaderMap, Message, ServerAddr, Subscriber};
 use futures_util::StreamExt;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -14,7 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::queue::{Queue, Queued};
 use super::{BrokerCounters, BrokerError, BrokerOptions, BrokerState, OnEvent};
-use crate::domain::{LikesChanged, PostId};
+use crate::domain::{LikesChanged, PostId, unix_micros};
+use crate::telemetry::trace::{self, Carrier, Publishing};
+use crate::telemetry::{Trace, Tracer};
 
 /// Longest wait for one try to connect.
 const TRY: Duration = Duration::from_secs(2);
@@ -98,13 +100,17 @@ impl Nats {
         Ok(Self { inner })
     }
 
-    pub(super) fn publish(&self, event: LikesChanged) {
+    pub(super) fn publish(&self, event: LikesChanged, trace: &Trace) {
         let counters = &self.inner.counters;
-        match lock(&self.inner.queue).push(event) {
+        match lock(&self.inner.queue).push((event, trace.publishing(&event))) {
             Queued::Waits => self.inner.filled.notify_one(),
             Queued::Merged => _ = counters.merged.fetch_add(1, Ordering::Relaxed),
             Queued::Dropped => _ = counters.dropped.fetch_add(1, Ordering::Relaxed),
         }
+    }
+
+    pub(super) fn tracer(&self) -> &Tracer {
+        &self.inner.options.tracer
     }
 
     /// The connection, for JetStream.
@@ -244,7 +250,8 @@ async fn receive(inner: Arc<Inner>, mut subscriber: Subscriber) {
         match read(&message) {
             Some(event) => {
                 inner.counters.received.fetch_add(1, Ordering::Relaxed);
-                (inner.on_event)(event);
+                let trace = received(&inner.options.tracer, &event, &message);
+                (inner.on_event)(event, trace);
             }
             None => _ = inner.counters.malformed.fetch_add(1, Ordering::Relaxed),
         }
@@ -264,13 +271,13 @@ async fn publish_queued(inner: Arc<Inner>) {
     let keep = inner.options.republish;
     loop {
         let next = lock(&inner.queue).pop();
-        let Some(event) = next else {
+        let Some((event, span)) = next else {
             tokio::select! {
                 () = inner.filled.notified() => {}
                 () = inner.again.notified() => {
                     recent.retain(|_, (at, _)| at.elapsed() < keep);
                     for (_, event) in recent.values() {
-                        send(&inner, *event).await;
+                        send(&inner, *event, Publishing::default()).await;
                         inner.counters.republished.fetch_add(1, Ordering::Relaxed);
                     }
                 }
@@ -279,7 +286,7 @@ async fn publish_queued(inner: Arc<Inner>) {
             continue;
         };
         // While disconnected this waits as soon as async-nats' own buffer is full; the queue takes what comes meanwhile.
-        if inner.stop.run_until_cancelled(send(&inner, event)).await.is_none() {
+        if inner.stop.run_until_cancelled(send(&inner, event, span)).await.is_none() {
             return;
         }
         inner.counters.published.fetch_add(1, Ordering::Relaxed);
@@ -296,12 +303,38 @@ async fn publish_queued(inner: Arc<Inner>) {
     }
 }
 
-async fn send(inner: &Inner, event: LikesChanged) {
-    let payload = serde_json::to_vec(&event).unwrap_or_default();
-    // It fails only when the client has been closed for good.
-    if inner.client.publish(event.post_id.subject(), payload.into()).await.is_err() {
-        inner.counters.dropped.fetch_add(1, Ordering::Relaxed);
+async fn send(inner: &Inner, event: LikesChanged, span: Publishing) {
+    let payload = serde_json::to_vec(&event).unwrap_or_default().into();
+    let (client, subject) = (&inner.client, event.post_id.subject());
+    let sent = match headers(&span.trace()) {
+        Some(headers) => client.publish_with_headers(subject, headers, payload).await,
+        None => client.publish(subject, payload).await,
+    };
+    match sent {
+        Ok(()) => span.sent(),
+        // It fails only when the client has been closed for good.
+        Err(_) => _ = inner.counters.dropped.fetch_add(1, Ordering::Relaxed),
     }
+}
+
+/// What a traced event takes along, stamped now; nothing for the others.
+pub(super) fn headers(trace: &Trace) -> Option<HeaderMap> {
+    let Carrier { parent, state } = trace.carrier()?;
+    let mut headers = HeaderMap::new();
+    headers.insert(trace::TRACEPARENT, parent?);
+    if let Some(state) = state {
+        headers.insert(trace::TRACESTATE, state);
+    }
+    headers.insert(trace::SENT_AT, unix_micros().to_string());
+    Some(headers)
+}
+
+/// The trace that came along.
+fn received(tracer: &Tracer, event: &LikesChanged, message: &Message) -> Trace {
+    let Some(headers) = message.headers.as_ref().filter(|_| tracer.is_on()) else { return Trace::none() };
+    let text = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());
+    let carrier = Carrier::new(text(trace::TRACEPARENT), text(trace::TRACESTATE));
+    tracer.received(event, text(trace::SENT_AT).and_then(|at| at.parse().ok()), &carrier)
 }
 
 /// Follows the connection. Inputs: its events, the end.

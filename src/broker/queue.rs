@@ -4,6 +4,10 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
 use crate::domain::{LikesChanged, PostId};
+use crate::telemetry::trace::Publishing;
+
+/// An event, and the span of its waiting; that of one that is not sent ends with it.
+pub(super) type Waiting = (LikesChanged, Publishing);
 
 /// What became of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,8 +23,8 @@ pub(super) enum Queued {
 /// The queue. Bounded in both parts.
 #[derive(Debug)]
 pub(super) struct Queue {
-    in_order: VecDeque<LikesChanged>,
-    newest: HashMap<PostId, LikesChanged>,
+    in_order: VecDeque<Waiting>,
+    newest: HashMap<PostId, Waiting>,
     max_in_order: usize,
     max_newest: usize,
 }
@@ -30,28 +34,28 @@ impl Queue {
         Self { in_order: VecDeque::new(), newest: HashMap::new(), max_in_order, max_newest }
     }
 
-    pub(super) fn push(&mut self, event: LikesChanged) -> Queued {
+    pub(super) fn push(&mut self, (event, span): Waiting) -> Queued {
         if self.newest.is_empty() && self.in_order.len() < self.max_in_order {
-            self.in_order.push_back(event);
+            self.in_order.push_back((event, span));
             return Queued::Waits;
         }
         let full = self.newest.len() >= self.max_newest;
         match self.newest.entry(event.post_id) {
             Entry::Occupied(mut entry) => {
-                if entry.get().version < event.version {
-                    entry.insert(event);
+                if entry.get().0.version < event.version {
+                    entry.insert((event, span));
                 }
                 Queued::Merged
             }
             Entry::Vacant(_) if full => Queued::Dropped,
             Entry::Vacant(entry) => {
-                entry.insert(event);
+                entry.insert((event, span));
                 Queued::Waits
             }
         }
     }
 
-    pub(super) fn pop(&mut self) -> Option<LikesChanged> {
+    pub(super) fn pop(&mut self) -> Option<Waiting> {
         if self.in_order.is_empty() {
             self.in_order.extend(self.newest.drain().map(|(_, event)| event));
         }
@@ -76,12 +80,12 @@ mod tests {
     #[test]
     fn the_newest_of_each_post_survives_a_full_queue() {
         let mut queue = Queue::new(2, 2);
-        let pushed = [(1, 1), (1, 2), (1, 3), (1, 5), (1, 4), (2, 1), (3, 1)].map(|(p, v)| queue.push(event(p, v)));
+        let pushed = [(1, 1), (1, 2), (1, 3), (1, 5), (1, 4), (2, 1), (3, 1)].map(|(p, v)| queue.push((event(p, v), Publishing::default())));
         use Queued::{Dropped, Merged, Waits};
         assert_eq!(pushed, [Waits, Waits, Waits, Merged, Merged, Waits, Dropped]);
-        let first: Vec<_> = (0..2).map(|_| queue.pop().unwrap()).collect();
+        let first: Vec<_> = (0..2).map(|_| queue.pop().unwrap().0).collect();
         assert_eq!(first, [event(1, 1), event(1, 2)]);
-        let mut rest: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
+        let mut rest: Vec<_> = std::iter::from_fn(|| Some(queue.pop()?.0)).collect();
         rest.sort_by_key(|e| e.post_id);
         assert_eq!(rest, [event(1, 5), event(2, 1)]);
         assert!(queue.is_empty());

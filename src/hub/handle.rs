@@ -11,13 +11,14 @@ use bytes::Bytes;
 use super::counters::Published;
 use super::{ConnKey, EngineCounters, Protocol, Subscription};
 use crate::domain::{Epoch, PostId, Transport, Update, unix_micros};
+use crate::telemetry::FanOut;
 
 /// What an engine can be told.
 #[derive(Debug)]
 pub(super) enum Command<P: Protocol> {
     Add(Box<Adopted<P>>),
     /// The last number: when it came, Unix µs.
-    Publish(Update, u64, u64),
+    Publish(Update, u64, u64, FanOut),
     PublishTo(ConnKey, u32, Update, u64, u64),
     Reply(ConnKey, P::Reply),
     Forget(PostId),
@@ -140,7 +141,12 @@ impl<P: Protocol> EngineHandle<P> {
 
     /// A new state of a post, already accepted by its [`super::topic::Topic`], whose `gap` is passed on.
     pub fn publish(&self, update: Update, gap: u64) {
-        self.send(Command::Publish(update, gap, unix_micros()));
+        self.publish_traced(update, gap, FanOut::none());
+    }
+
+    /// The same with the span of its fan-out, if it is traced.
+    pub fn publish_traced(&self, update: Update, gap: u64, traced: FanOut) {
+        self.send(Command::Publish(update, gap, unix_micros(), traced));
     }
 
     /// The same for one subscription.

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::domain::{Epoch, PostId, Transport, Update, Version};
+use crate::telemetry::FanOut;
 
 pub use counters::{CloseReason, EngineCounters, LATENCY_BUCKETS_US, TransportCounters};
 pub use handle::EngineHandle;
@@ -232,7 +233,12 @@ impl<P: Protocol> Hub<P> {
 
     /// Hands an accepted update to every engine. `gap`: versions skipped when it was accepted (see [`topic::Topic`]).
     pub fn publish(&self, update: Update, gap: u64) {
-        self.shared.engines.iter().for_each(|engine| engine.publish(update, gap));
+        self.publish_traced(update, gap, &FanOut::none());
+    }
+
+    /// As [`Hub::publish`], for an update whose fan-out may be traced: each engine lets go of it when it has tried its viewers.
+    pub fn publish_traced(&self, update: Update, gap: u64, traced: &FanOut) {
+        self.shared.engines.iter().for_each(|engine| engine.publish_traced(update, gap, traced.clone()));
     }
 
     /// As [`Hub::publish`], for one subscription that is [`Subscription::alone`].

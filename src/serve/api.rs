@@ -15,6 +15,7 @@ use super::error::ApiError;
 use super::{Role, accept, limits, sse};
 use crate::domain::{LikesState, PostId, Version};
 use crate::store::{IdempotencyKey, LikeOp, LikeOutcome, LikeRequest, MAX_USER_BYTES, Post, Who};
+use crate::telemetry::Trace;
 
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const KEY: &str = "idempotency-key";
@@ -307,7 +308,8 @@ async fn change(app: &App, id: &str, who: Who, once: bool, request: Request) -> 
         }
         None => None,
     };
-    let request = LikeRequest { post, op, who, once, key };
+    let trace = parts.extensions.get::<Trace>().cloned().unwrap_or_default();
+    let request = LikeRequest { post, op, who, once, key, trace };
     request.check_repeatable().map_err(|error| ApiError::from(&error))?;
     let outcome = app.like(request).await?;
     let answer = Answer::from(&outcome);

@@ -23,7 +23,8 @@ use crate::domain::{PostId, unix_micros};
 use crate::hub::Hub;
 use crate::proto::stomp::session;
 use crate::store::{LikeOutcome, LikeRequest, LikeStore, StoreError};
-use crate::telemetry::Metrics;
+use crate::telemetry::trace::export::SpanCounters;
+use crate::telemetry::{Metrics, Tracer};
 
 /// One pod's parts. Handlers get it as axum's state, connections hold it to reach the async side.
 pub(super) struct App {
@@ -45,6 +46,10 @@ pub(super) struct App {
     pub relay: Option<Relay>,
     /// For `/metrics`.
     pub metrics: Metrics,
+    /// Begins traces.
+    pub tracer: Tracer,
+    /// What became of their spans.
+    pub spans: Arc<SpanCounters>,
     /// What the accept loop counts.
     pub stats: Arc<Stats>,
     /// Who asks; `None`: everybody may.
@@ -84,11 +89,13 @@ pub(super) struct Parts {
     pub relay: Option<Relay>,
     pub auth: Option<Auth>,
     pub metrics: Metrics,
+    pub tracer: Tracer,
+    pub spans: Arc<SpanCounters>,
 }
 
 impl App {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { config, pod, store, watch, broker, outbox, hub, relay, auth, metrics } = parts;
+        let Parts { config, pod, store, watch, broker, outbox, hub, relay, auth, metrics, tracer, spans } = parts;
         let likes = LikesOptions { write: config.write, outbox, fail_at: config.fail_at, metrics: metrics.clone() };
         let stomp = session::Options {
             // The pod's name as the comment, so that a client can show where it hangs; no version, which is nobody's business.
@@ -112,6 +119,8 @@ impl App {
             rates: Rates::new(&config.rates),
             auth,
             metrics,
+            tracer,
+            spans,
             stats: Arc::default(),
             draining: AtomicBool::new(false),
             database_up: AtomicBool::new(true),

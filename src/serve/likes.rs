@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::broker::{Broker, EventStream};
 use crate::domain::{LikesChanged, PostId, Version, unix_micros};
-use crate::store::{LikeOutcome, LikeRequest, LikeStore, StoreError, ToPublish, WriteStrategy};
+use crate::store::{LikeOutcome, LikeRequest, LikeStore, Stages, StoreError, ToPublish, WriteStrategy};
 use crate::telemetry::Metrics;
 use relay::Relay;
 use turns::Turns;
@@ -98,16 +98,23 @@ impl Likes {
     pub async fn like(&self, request: LikeRequest) -> Result<LikeOutcome, StoreError> {
         let Ok(place) = self.room.clone().try_acquire_owned() else { return Err(StoreError::Overloaded) };
         let likes = self.clone();
-        let task = self.tasks.spawn(async move {
+        let trace = request.trace.clone();
+        let task = self.tasks.spawn(trace.scope(async move {
             let _place = place;
             let outcome = likes.store.apply(&request).await;
             match &outcome {
-                Ok(outcome) => likes.tell(outcome),
+                Ok(outcome) => {
+                    likes.tell(outcome);
+                    if outcome.committed_at > 0 && !outcome.replayed {
+                        let Stages { lock_us, commit_us } = outcome.stages;
+                        request.trace.committed(outcome.committed_at, lock_us, commit_us);
+                    }
+                }
                 Err(StoreError::OutcomeUnknown { .. }) => likes.find_out_later(request.post, unix_micros()),
                 Err(_) => {}
             }
             outcome
-        });
+        }));
         task.await.unwrap_or_else(|e| Err(StoreError::OutcomeUnknown { cause: e.to_string() }))
     }
 
@@ -127,8 +134,8 @@ impl Likes {
         if (outcome.changed || outcome.pending) && !outcome.replayed {
             FailAt::AfterCommit.if_asked(self.fail_at);
         }
-        if let Some(publish) = outcome.publish {
-            self.publish(publish);
+        if let Some(publish) = &outcome.publish {
+            self.publish(publish.clone());
         }
         if outcome.pending && !outcome.replayed {
             self.count(outcome.state.post_id);
@@ -138,7 +145,7 @@ impl Likes {
     fn publish(&self, publish: ToPublish) {
         match &self.relay {
             Some(relay) => relay.publish(publish),
-            None => self.broker.publish(publish.event),
+            None => self.broker.publish_traced(publish.event, &publish.trace),
         }
     }
 

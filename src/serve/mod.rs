@@ -11,6 +11,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::telemetry::trace::export::Tracing;
+
 /// JSON or a stream.
 mod accept;
 /// The admin port.
@@ -67,7 +69,7 @@ pub use config::{
     AccelBuffering, Broken, BusyStream, Config, CpuList, Fanout, MailboxPolicy, Publish, ResumePolicy, Role, Switch,
 };
 pub use drain::Drained;
-pub use pod::{Pod, build};
+pub use pod::{Pod, build, build_traced};
 pub use rates::RateConfig;
 pub use tls::TlsConfig;
 
@@ -88,9 +90,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         }
     }));
     let open_files = host::raise_open_files();
+    let tracing = Tracing::start(&config.pod_name)?;
     // A signal during the start ends it: there is nothing to drain yet.
     let pods = tokio::select! {
-        pods = build(&config) => pods?,
+        pods = build_traced(&config, &tracing) => pods?,
         () = shutdown.cancelled() => return Ok(ExitCode::SUCCESS),
     };
     let stores: Vec<_> = pods.iter().map(Pod::store).collect();
@@ -112,5 +115,6 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     for store in stores {
         store.close(std::time::Duration::from_secs(2)).await;
     }
+    tracing.end().await;
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

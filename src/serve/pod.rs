@@ -29,6 +29,7 @@ use crate::domain::Epoch;
 use crate::hub::{EngineOptions, Hub, Mailbox};
 use crate::store::{LikeStore, StoreError, StoreOptions};
 use crate::telemetry::Metrics;
+use crate::telemetry::trace::export::Tracing;
 
 /// When the epoch changes, viewers are sent back over this time.
 const COME_BACK: Duration = Duration::from_secs(2);
@@ -53,6 +54,14 @@ pub struct Pod {
 /// # Errors
 /// One line for the user: what is wrong and what to do.
 pub async fn build(config: &Config) -> anyhow::Result<Vec<Pod>> {
+    build_traced(config, &Tracing::default()).await
+}
+
+/// The same with traces.
+///
+/// # Errors
+/// As [`build`].
+pub async fn build_traced(config: &Config, tracing: &Tracing) -> anyhow::Result<Vec<Pod>> {
     super::tls::provide();
     conformance::check(config)?;
     let tls = Tls::open(&config.tls)?;
@@ -73,10 +82,12 @@ pub async fn build(config: &Config) -> anyhow::Result<Vec<Pod>> {
     for (name, (public, admin, stomp)) in ports {
         let metrics = Metrics::new();
         let auth = Auth::open(&config.auth, config.trust_user_header.is_some(), &metrics).await?;
+        let tracer = tracing.tracer().of_pod(&name);
         let hub = hub(config, epoch)?;
         let target = target(config, &name, &bus)?;
         let (watch, broker) = {
-            let broker = BrokerOptions { connect_timeout: config.start_timeout, ..BrokerOptions::default() };
+            let (connect_timeout, tracer) = (config.start_timeout, tracer.clone());
+            let broker = BrokerOptions { connect_timeout, tracer, ..BrokerOptions::default() };
             let started = Watch::start((store.clone(), epoch), &target, broker, sink(&hub), watch(config)).await;
             started.map_err(|error| anyhow!("{error} (--nats-url or NATS_URL; `local` needs no server)"))?
         };
@@ -88,7 +99,9 @@ pub async fn build(config: &Config) -> anyhow::Result<Vec<Pod>> {
         };
         let label = HeaderValue::from_str(&name).context("--pod-name is printable ASCII")?;
         let (config, store) = (config.clone(), store.clone());
-        let parts = Parts { config, pod: label, store, watch, broker, outbox, hub, relay, auth, metrics };
+        let spans = Arc::clone(tracing.counters());
+        let parts =
+            Parts { config, pod: label, store, watch, broker, outbox, hub, relay, auth, metrics, tracer, spans };
         let addresses = (public.local_addr()?, admin.local_addr()?);
         pods.push(Pod { name, app: App::new(parts), public, admin, stomp, addresses, tls: tls.clone() });
     }
@@ -232,7 +245,7 @@ fn sink(hub: &Hub<Wire>) -> Sink {
     let (to, from, all) = (hub.clone(), hub.clone(), hub.clone());
     Sink {
         renew: Box::new(move |epoch| all.renew(epoch, COME_BACK)),
-        publish: Box::new(move |update, gap| to.publish(update, gap)),
+        publish: Box::new(move |update, gap, traced| to.publish_traced(update, gap, &traced)),
         forget: Box::new(move |post| from.forget(post)),
     }
 }

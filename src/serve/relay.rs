@@ -287,7 +287,7 @@ impl Session {
 
 async fn connect(session: &Arc<Session>) -> Result<Broker, crate::broker::BrokerError> {
     let weak: Weak<Session> = Arc::downgrade(session);
-    let on_event = Arc::new(move |event| {
+    let on_event = Arc::new(move |event, _| {
         if let Some(session) = weak.upgrade() {
             session.on_event(event);
         }

@@ -1,6 +1,7 @@
 //! Every route in one list, and what all of them have in common.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
@@ -13,6 +14,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use super::app::App;
 use super::error::{ApiError, in_our_words, panicked};
 use super::{api, auth, openapi, origin, page, sse, stomp};
+use crate::telemetry::trace::Carrier;
 
 const POD: HeaderName = HeaderName::from_static("x-pushlab-pod");
 
@@ -68,11 +70,36 @@ async fn no_method(request: Request) -> Response {
     ApiError::Method.into_response()
 }
 
+/// Whether a request changes a like, and so begins a trace.
+fn is_like(method: &Method, route: &str) -> bool {
+    matches!(*method, Method::POST | Method::PUT | Method::DELETE) && route.starts_with("/posts/{id}/likes")
+}
+
+/// Answers a like within its span.
+async fn traced(app: &App, route: &str, mut request: Request, next: Next) -> Response {
+    let name = || format!("{} {route}", request.method());
+    let Some(mut asked) = app.tracer.asked(SystemTime::now(), name, || Carrier::of(request.headers())) else {
+        return in_our_words(next.run(request).await);
+    };
+    asked.note("http.request.method", request.method().to_string());
+    asked.note("http.route", route.to_owned());
+    asked.note("url.path", request.uri().path().to_owned());
+    let trace = asked.trace();
+    request.extensions_mut().insert(trace.clone());
+    let response = in_our_words(trace.scope(next.run(request)).await);
+    asked.answered(response.status().as_u16());
+    response
+}
+
 /// Counts by route template, names the pod, and says what browsers must not do.
 async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let mut response = in_our_words(next.run(request).await);
     let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    let mut response = if app.tracer.is_on() && is_like(request.method(), route) {
+        traced(&app, route, request, next).await
+    } else {
+        in_our_words(next.run(request).await)
+    };
     app.metrics.http_requests_total.with_label_values(&[route, response.status().as_str()]).inc();
     let headers = response.headers_mut();
     headers.insert(POD, app.pod.clone());

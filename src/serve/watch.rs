@@ -14,6 +14,7 @@ use crate::domain::{Epoch, LikesChanged, PostId, Update, unix_micros};
 use crate::hub::topic::Accepted;
 use crate::store::{Lane, LikeStore, StoreError, StoredState};
 use crate::telemetry::metrics::Timings;
+use crate::telemetry::{FanOut, Trace};
 use posts::{Entered, Generation, Posts, Start};
 
 /// What is watched and what is due.
@@ -33,7 +34,8 @@ const LOOKS: usize = 4;
 /// Where accepted updates go: the hub. All are called under a lock, in order: they must not block.
 pub struct Sink {
     /// An update and its gap: versions skipped before it that were not known to be missing yet (0 for snapshots).
-    pub publish: Box<dyn Fn(Update, u64) + Send + Sync>,
+    /// With the span of its fan-out, if it is traced.
+    pub publish: Box<dyn Fn(Update, u64, FanOut) + Send + Sync>,
     /// The post is watched no longer.
     pub forget: Box<dyn Fn(PostId) + Send + Sync>,
     /// The database has another epoch: whoever has a version of the one before is to come back.
@@ -196,9 +198,9 @@ impl Watch {
             stop: CancellationToken::new(),
         });
         let weak = Arc::downgrade(&inner);
-        let on_event = Arc::new(move |event| {
+        let on_event = Arc::new(move |event, trace| {
             if let Some(inner) = weak.upgrade() {
-                inner.on_event(event);
+                inner.on_event(event, &trace);
             }
         });
         let broker = Broker::connect(target, broker, on_event).await?;
@@ -308,7 +310,7 @@ impl Inner {
         self.posts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn on_event(&self, event: LikesChanged) {
+    fn on_event(&self, event: LikesChanged, trace: &Trace) {
         let mut posts = self.posts();
         let Some((accepted, look)) = posts.event(&event, Instant::now(), &self.options) else { return };
         if accepted != Accepted::Duplicate {
@@ -319,7 +321,7 @@ impl Inner {
                 if gap > 0 {
                     count(&self.counters.gaps, 1);
                 }
-                (self.sink.publish)(Update::Changed(event), gap);
+                (self.sink.publish)(Update::Changed(event), gap, trace.fan_out(&event));
             }
             Accepted::Superseded => count(&self.counters.superseded_events, 1),
             Accepted::Duplicate => count(&self.counters.duplicate_events, 1),

@@ -6,6 +6,8 @@ use sha1::{Digest, Sha1};
 use tokio::time::Instant;
 
 use crate::domain::{LikesChanged, LikesState, MAX_SAFE_INTEGER, PostId, Version};
+use crate::telemetry::Trace;
+use crate::telemetry::trace::Carrier;
 
 /// Longest user name in bytes.
 pub const MAX_USER_BYTES: usize = 128;
@@ -91,13 +93,15 @@ pub struct LikeRequest {
     pub once: bool,
     /// Repeats with the same key count once.
     pub key: Option<IdempotencyKey>,
+    /// The trace its event goes on with.
+    pub trace: Trace,
 }
 
 impl LikeRequest {
     /// +1 by somebody unknown, without a key.
     #[must_use]
     pub const fn anonymous_like(post: PostId) -> Self {
-        Self { post, op: LikeOp::Like, who: Who::Anonymous, once: false, key: None }
+        Self { post, op: LikeOp::Like, who: Who::Anonymous, once: false, key: None, trace: Trace::none() }
     }
 
     /// For requests that arrive over HTTP: proxies and libraries repeat DELETE by themselves, so an anonymous −1
@@ -130,12 +134,16 @@ impl LikeRequest {
 }
 
 /// What is to be published after a commit, by exactly one of those whose likes shared it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToPublish {
     /// The event; it covers the versions of the whole commit.
     pub event: LikesChanged,
     /// Its row in the outbox, when the store writes one.
     pub outbox: Option<u64>,
+    /// The trace of the like it tells of; of one of them, when several shared the commit.
+    pub trace: Trace,
+    /// The same as the outbox's row has it, of an event that was found there.
+    pub kept: Option<Box<Carrier>>,
 }
 
 /// How long the parts of a like took.

@@ -21,7 +21,7 @@ impl End {
         let received = Arc::new(Mutex::new(Vec::new()));
         let on_event = {
             let received = received.clone();
-            Arc::new(move |event| received.lock().unwrap().push(event))
+            Arc::new(move |event, _| received.lock().unwrap().push(event))
         };
         Self { broker: Broker::connect(target, options, on_event).await.unwrap(), received }
     }
@@ -184,6 +184,6 @@ async fn draining_sends_what_waits_and_a_missing_server_is_a_clear_error() {
 
     let nowhere = BrokerTarget::Nats { url: "nats://me:secret@127.0.0.1:1".into(), name: "test".into() };
     let options = BrokerOptions { connect_timeout: Duration::from_millis(300), ..BrokerOptions::default() };
-    let error = Broker::connect(&nowhere, options, Arc::new(|_| ())).await.unwrap_err().to_string();
+    let error = Broker::connect(&nowhere, options, Arc::new(|_, _| ())).await.unwrap_err().to_string();
     assert!(error.contains("127.0.0.1:1") && error.contains("refused") && !error.contains("secret"), "{error}");
 }

@@ -34,7 +34,7 @@ impl Pod {
         let sink = Sink {
             publish: Box::new({
                 let updates = updates.clone();
-                move |update, gap| updates.lock().unwrap().push((update, gap))
+                move |update, gap, _| updates.lock().unwrap().push((update, gap))
             }),
             forget: Box::new({
                 let forgotten = forgotten.clone();

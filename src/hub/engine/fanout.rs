@@ -6,6 +6,7 @@ use super::queued::Ring;
 use crate::domain::{PostId, Transport, Update, Version, unix_micros};
 use crate::hub::encoded::Encoded;
 use crate::hub::{CloseReason, ConnKey, Protocol, Subscription};
+use crate::telemetry::FanOut;
 
 /// One subscription, as its topic sees it.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ pub(super) struct Topic<P: Protocol> {
     alone: bool,
     latest: Option<Update>,
     /// Number of `latest`, for the encodings; from 1.
-    serial: u64,
+    pub(super) serial: u64,
     /// Versions skipped so far because events had not arrived when a newer one was accepted.
     skipped: u64,
     /// The newest updates, for mailboxes that keep more than one.
@@ -50,6 +51,8 @@ pub(super) struct Topic<P: Protocol> {
     active: bool,
     /// In the engine's list of topics that wait for the flush window to end.
     pub(super) waiting: bool,
+    /// The newest update's, until its round is over.
+    pub(super) traced: FanOut,
 }
 
 impl<P: Protocol> Topic<P> {
@@ -71,6 +74,7 @@ impl<P: Protocol> Topic<P> {
             by_transport: [0; Transport::ALL.len()],
             active: false,
             waiting: false,
+            traced: FanOut::none(),
         }
     }
 }
@@ -86,9 +90,9 @@ impl<P: Protocol> Engine<P> {
     }
 
     /// Keeps the newest state, also of a post without viewers here (one may be on its way), and starts its round.
-    pub(super) fn publish(&mut self, update: Update, gap: u64, at: u64) {
+    pub(super) fn publish(&mut self, update: Update, gap: u64, at: u64, traced: FanOut) {
         let id = self.topic(update.post_id());
-        self.publish_on(id, update, gap, at);
+        self.publish_on(id, update, gap, at, traced);
     }
 
     /// The same for one subscription, if it is still there.
@@ -96,11 +100,11 @@ impl<P: Protocol> Engine<P> {
         let conn = self.conns.get(name.index as usize).filter(|conn| conn.generation == name.generation);
         let link = conn.and_then(|conn| self.link(conn.links.as_slice(), slot));
         if let Some(link) = link.filter(|link| self.topics[link.topic as usize].alone) {
-            self.publish_on(link.topic, update, gap, at);
+            self.publish_on(link.topic, update, gap, at, FanOut::none());
         }
     }
 
-    fn publish_on(&mut self, id: u32, update: Update, gap: u64, at: u64) {
+    fn publish_on(&mut self, id: u32, update: Update, gap: u64, at: u64, traced: FanOut) {
         let topic = &mut self.topics[id as usize];
         topic.skipped += gap;
         if topic.latest.is_some_and(|latest| latest.version() >= update.version()) {
@@ -108,10 +112,15 @@ impl<P: Protocol> Engine<P> {
         }
         topic.latest = Some(update);
         topic.serial += 1;
+        std::mem::replace(&mut topic.traced, traced).overtaken();
         if self.depth > 0 {
             topic.ring.push(update, topic.serial, topic.skipped, self.depth);
         }
-        if topic.viewers.is_empty() || topic.waiting {
+        if topic.viewers.is_empty() {
+            topic.traced = FanOut::none();
+            return;
+        }
+        if topic.waiting {
             return;
         }
         topic.came_at = at;
@@ -149,6 +158,7 @@ impl<P: Protocol> Engine<P> {
                 let topic = &mut self.topics[id as usize];
                 if topic.left == 0 {
                     topic.active = false;
+                    topic.traced = FanOut::none();
                     break;
                 }
                 if budget == 0 {
@@ -215,6 +225,7 @@ impl<P: Protocol> Engine<P> {
                 counters.deliveries += 1;
                 if let Update::Changed(event) = update {
                     self.wrote_at = at;
+                    topic.traced.wrote(conn.protocol.transport(), at);
                     counters.latency(at.saturating_sub(event.committed_at));
                     let not_sent = event.prev.0.saturating_sub(viewer.cursor.0);
                     let superseded = not_sent.min(topic.skipped - viewer.skipped);

@@ -192,7 +192,7 @@ impl<P: Protocol> Engine<P> {
     fn on_command(&mut self, command: Command<P>) -> bool {
         match command {
             Command::Add(adopted) => self.add(*adopted),
-            Command::Publish(update, gap, at) => self.publish(update, gap, at),
+            Command::Publish(update, gap, at, traced) => self.publish(update, gap, at, traced),
             Command::PublishTo(key, slot, update, gap, at) => self.publish_to(key, slot, update, gap, at),
             Command::Reply(key, reply) => self.on_reply(key, reply),
             Command::Forget(post) => self.forget(post),

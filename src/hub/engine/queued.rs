@@ -85,6 +85,9 @@ impl<P: Protocol> Engine<P> {
             counters.deliveries += 1;
             if let Update::Changed(event) = kept.update {
                 self.wrote_at = at;
+                if kept.serial == topic.serial {
+                    topic.traced.wrote(conn.protocol.transport(), at);
+                }
                 counters.latency(at.saturating_sub(event.committed_at));
                 let not_sent = event.prev.0.saturating_sub(viewer.cursor.0);
                 let superseded = not_sent.min(kept.skipped.saturating_sub(viewer.skipped));

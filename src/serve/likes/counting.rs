@@ -43,7 +43,7 @@ impl Likes {
                             let waited = counted.as_ref().map_or(0, |c| c.committed_at).saturating_sub(*accepted_at);
                             likes.metrics.pending_seconds.observe(Duration::from_micros(waited).as_secs_f64());
                         }
-                        if let Some(publish) = counted.as_ref().and_then(|counted| counted.publish) {
+                        if let Some(publish) = counted.as_ref().and_then(|counted| counted.publish.clone()) {
                             likes.publish(publish);
                         }
                         if counted.is_some_and(|counted| counted.more) {

@@ -14,7 +14,7 @@ use super::FailAt;
 use crate::broker::{Acknowledgement, EventStream};
 use crate::domain::unix_micros;
 use crate::store::{LikeStore, ToPublish};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Trace};
 
 /// Committed events waiting to be sent. Beyond it they are left to the sweep, and counted.
 const QUEUE: usize = 8_192;
@@ -109,7 +109,7 @@ async fn send(
     while let Some(what) = committed.recv().await {
         // To a connection that is down nothing is handed: its buffer would fill, and the sweep finds the row afterwards.
         let connected = state.borrow().connected;
-        let acknowledgement = if connected { events.send(&what.event).await.ok() } else { None };
+        let acknowledgement = if connected { events.send(&what.event, &what.trace).await.ok() } else { None };
         match acknowledgement {
             Some(acknowledgement) => drop(sent.send((what, acknowledgement)).await),
             None => account.left(),
@@ -172,7 +172,8 @@ async fn sweep(store: LikeStore, events: EventStream, account: Account) {
 async fn publish_all(events: EventStream, account: Account, left: Vec<ToPublish>) -> Vec<u64> {
     let mut sent = Vec::with_capacity(left.len());
     for what in left {
-        match events.send(&what.event).await {
+        let trace = what.kept.as_ref().map_or_else(Trace::none, |kept| events.resumed(kept));
+        match events.send(&what.event, &trace).await {
             Ok(acknowledgement) => sent.push((what, acknowledgement)),
             Err(_) => break,
         }

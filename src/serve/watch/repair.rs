@@ -13,6 +13,7 @@ use super::{Inner, JoinError, count};
 use crate::broker::Broker;
 use crate::domain::{LikesState, PostId, Update, Version};
 use crate::store::{Lane, StoreError, StoredState};
+use crate::telemetry::FanOut;
 
 /// Posts read at once.
 const BATCH: usize = 256;
@@ -134,7 +135,7 @@ pub(super) async fn read_now(inner: &Arc<Inner>, post: PostId) -> Result<(), Joi
     for read in read {
         if posts.read(read.state) {
             count(&inner.counters.reread_healed, 1);
-            (inner.sink.publish)(Update::Snapshot(read.state), 0);
+            (inner.sink.publish)(Update::Snapshot(read.state), 0, FanOut::none());
         }
     }
     Ok(())
@@ -188,7 +189,7 @@ async fn reread(inner: &Arc<Inner>, due: Vec<(PostId, Why)>) {
                 Some(Why::Quiet) => count(&inner.counters.anti_entropy_healed, 1),
                 _ => count(&inner.counters.reread_healed, 1),
             }
-            (inner.sink.publish)(Update::Snapshot(state), 0);
+            (inner.sink.publish)(Update::Snapshot(state), 0, FanOut::none());
         }
     });
 }

@@ -5,7 +5,7 @@
 //! list of replies, so the steps behind it wait there with it, and nothing is read meanwhile.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 
@@ -29,6 +29,8 @@ use crate::proto::stomp::session::{
 };
 use crate::proto::ws::{self, close};
 use crate::store::{self, IdempotencyKey, LikeRequest, Who};
+use crate::telemetry::Trace;
+use crate::telemetry::trace::Carrier;
 
 /// One session.
 pub struct Talk {
@@ -336,9 +338,10 @@ impl Talk {
     fn like(&mut self, key: ConnKey, like: Like) {
         let (app, user, token) = (Arc::clone(&self.app), self.user.clone(), like.token);
         let allowed = self.app.rates.check(&self.client);
+        let at = self.app.tracer.is_on().then(SystemTime::now);
         self.liking = Some(self.app.runtime.spawn(async move {
             let outcome = match allowed {
-                Ok(()) => outcome(&do_like(&app, user, like).await),
+                Ok(()) => outcome(&traced(&app, user, like, at).await),
                 Err(refused) => outcome(&Err(refused)),
             };
             app.hub.reply(key, TalkReply::Liked { token, outcome });
@@ -394,13 +397,41 @@ impl Drop for Talk {
                 drop(liking.await);
             }
             for like in pending {
-                drop(do_like(&app, user.clone(), like).await);
+                let at = app.tracer.is_on().then(SystemTime::now);
+                drop(traced(&app, user.clone(), like, at).await);
             }
         });
     }
 }
 
-async fn do_like(app: &App, user: Option<Box<str>>, like: Like) -> Result<api::Answer, ApiError> {
+/// Does a like, within its span if there is tracing: then `at` says when it came.
+async fn traced(
+    app: &App,
+    user: Option<Box<str>>,
+    mut like: Like,
+    at: Option<SystemTime>,
+) -> Result<api::Answer, ApiError> {
+    let Some(at) = at else { return do_like(app, user, like, Trace::none()).await };
+    let destination = match like.op {
+        LikeOp::Like => "/app/posts.{id}.like",
+        LikeOp::Unlike => "/app/posts.{id}.unlike",
+    };
+    let carrier = like.trace.take().map(|headers| Carrier::new(Some(headers.0), headers.1)).unwrap_or_default();
+    let Some(mut asked) = app.tracer.asked(at, || format!("SEND {destination}"), || carrier) else {
+        return do_like(app, user, like, Trace::none()).await;
+    };
+    asked.note("messaging.system", "stomp");
+    asked.note("messaging.destination.template", destination);
+    let trace = asked.trace();
+    let answer = trace.scope(do_like(app, user, like, trace.clone())).await;
+    asked.answered(match &answer {
+        Ok(answer) => answer.status().as_u16(),
+        Err(error) => error.status(),
+    });
+    answer
+}
+
+async fn do_like(app: &App, user: Option<Box<str>>, like: Like, trace: Trace) -> Result<api::Answer, ApiError> {
     api::need(app, Role::Api)?;
     let (op, verb) = match like.op {
         LikeOp::Like => (store::LikeOp::Like, "like"),
@@ -410,7 +441,7 @@ async fn do_like(app: &App, user: Option<Box<str>>, like: Like) -> Result<api::A
     let key = like.key.map(|key| IdempotencyKey::new(&scope, &key, b"")).transpose();
     let key = key.map_err(|error| ApiError::BadRequest(error.to_string()))?;
     let who = user.map_or(Who::Anonymous, |name| Who::User(name.into()));
-    let outcome = app.like(LikeRequest { post: like.post, op, who, once: false, key }).await?;
+    let outcome = app.like(LikeRequest { post: like.post, op, who, once: false, key, trace }).await?;
     Ok(api::Answer::from(&outcome))
 }
 

@@ -8,10 +8,11 @@ use tokio::time::{Instant, timeout_at};
 
 use super::failure::Failure;
 use super::transaction::{Prepared, begin, end};
-use super::write::{lock_row, set_row, to_publish};
+use super::write::{Outbox, lock_row, set_row, to_publish};
 use crate::domain::{Version, unix_micros};
 use crate::store::row::Batch;
 use crate::store::{IdempotencyKey, LikeOutcome, LikeRequest, Stages, StoreError, StoreOptions};
+use crate::telemetry::Trace;
 
 /// What a kept key says: (payload hash, likes, version, prev, changed).
 type Kept = (Vec<u8>, u64, u64, u64, bool);
@@ -88,9 +89,15 @@ async fn write(
     }
     let keys = keep(transaction, requests, &outcomes).await?;
     if batch.row != before {
-        let publish = to_publish(transaction, before, batch.row, post, outbox).await?;
-        if let Some(first) = outcomes.iter_mut().flatten().find(|outcome| outcome.changed && !outcome.replayed) {
-            first.publish = Some(publish);
+        // One of them carries the event on; a traced one, if there is one.
+        let changed = |outcome: &Result<LikeOutcome, StoreError>| matches!(outcome, Ok(o) if o.changed && !o.replayed);
+        let traced = |at: &usize| changed(&outcomes[*at]) && requests[*at].trace.is_sampled();
+        let first = (0..requests.len()).find(traced).or_else(|| outcomes.iter().position(changed));
+        let none = Trace::none();
+        let trace = first.map_or(&none, |at| &requests[at].trace);
+        let publish = to_publish(transaction, before, batch.row, post, Outbox { write: outbox, trace }).await?;
+        if let Some(Ok(outcome)) = first.map(|at| &mut outcomes[at]) {
+            outcome.publish = Some(publish);
         }
     }
     let dirty = batch.row != before || own_likes_changed || keys > 0;

@@ -12,12 +12,21 @@ use super::transaction::{Prepared, begin, end};
 use super::{Connections, MySql};
 use crate::domain::{LikesChanged, PostId, Version, unix_micros};
 use crate::store::{Queue, StoreError, ToPublish};
+use crate::telemetry::Trace;
+use crate::telemetry::trace::Carrier;
 
 /// Writes an event's row; its id.
-pub(super) async fn add(transaction: &mut MySqlTransaction<'_>, event: &LikesChanged) -> Result<u64, sqlx::Error> {
-    let insert = "insert into outbox (post_id, likes, version, prev, created_at) values (?, ?, ?, ?, ?)";
+pub(super) async fn add(
+    transaction: &mut MySqlTransaction<'_>,
+    event: &LikesChanged,
+    trace: &Trace,
+) -> Result<u64, sqlx::Error> {
+    let Carrier { parent, state } = trace.carrier().unwrap_or_default();
+    let insert = "insert into outbox (post_id, likes, version, prev, created_at, traceparent, tracestate) \
+        values (?, ?, ?, ?, ?, ?, ?)";
     let query = sqlx::query(insert).bind(event.post_id.get()).bind(event.likes).bind(event.version.0);
-    let done = query.bind(event.prev.0).bind(event.committed_at).execute(&mut **transaction).await?;
+    let query = query.bind(event.prev.0).bind(event.committed_at).bind(parent).bind(state);
+    let done = query.execute(&mut **transaction).await?;
     Ok(done.last_insert_id())
 }
 
@@ -97,14 +106,15 @@ where
     let mut transaction = begin(conn, deadline).await?;
     let work = async {
         let before = unix_micros().saturating_sub(u64::try_from(age.as_micros()).unwrap_or(u64::MAX));
-        let select = "select id, post_id, likes, version, prev, created_at from outbox where created_at <= ? \
-            order by id limit ? for update skip locked";
-        let rows: Vec<(u64, u64, u64, u64, u64, u64)> =
-            sqlx::query_as(select).bind(before).bind(most).fetch_all(&mut *transaction).await?;
-        let rows = rows.into_iter().filter_map(|(id, post, likes, version, prev, committed_at)| {
+        type Left = (u64, u64, u64, u64, u64, u64, Option<String>, Option<String>);
+        let select = "select id, post_id, likes, version, prev, created_at, traceparent, tracestate from outbox \
+            where created_at <= ? order by id limit ? for update skip locked";
+        let rows: Vec<Left> = sqlx::query_as(select).bind(before).bind(most).fetch_all(&mut *transaction).await?;
+        let rows = rows.into_iter().filter_map(|(id, post, likes, version, prev, committed_at, parent, state)| {
             let (version, prev) = (Version(version), Version(prev));
             let event = LikesChanged { post_id: PostId::new(post)?, likes, version, prev, committed_at };
-            Some(ToPublish { event, outbox: Some(id) })
+            let kept = parent.is_some().then(|| Box::new(Carrier { parent, state }));
+            Some(ToPublish { event, outbox: Some(id), trace: Trace::none(), kept })
         });
         let rows: Vec<ToPublish> = rows.collect();
         let published = if rows.is_empty() { Vec::new() } else { publish(rows).await };

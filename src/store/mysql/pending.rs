@@ -10,12 +10,13 @@ use tokio::time::{Instant, timeout_at};
 use super::batch::Padded;
 use super::failure::{Failure, Tries};
 use super::transaction::{Prepared, begin, end};
-use super::write::{change_own_like, earlier, keep, lock_row, set_row, to_publish};
+use super::write::{Outbox, change_own_like, earlier, keep, lock_row, set_row, to_publish};
 use super::{Connections, MySql};
 use crate::domain::{LikesState, PostId, Version, unix_micros};
 use crate::store::like::PENDING;
 use crate::store::row::Batch;
 use crate::store::{Counted, Lane, LikeOp, LikeOutcome, LikeRequest, Queue, Stages, StoreCounters, StoreError, sql};
+use crate::telemetry::Trace;
 
 /// Likes counted in one transaction at most.
 const BATCH: u32 = 1_024;
@@ -107,6 +108,8 @@ async fn count(
             None
         } else {
             set_row(&mut transaction, post.get(), batch.row).await?;
+            // Each of the likes has its own trace, which ended with its acceptance.
+            let outbox = Outbox { write: outbox, trace: &Trace::none() };
             Some(to_publish(&mut transaction, before, batch.row, post, outbox).await?)
         };
         // These and no others: rows with smaller ids may commit later.

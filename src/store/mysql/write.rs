@@ -13,6 +13,7 @@ use crate::store::{
     IdempotencyKey, LikeOp, LikeOutcome, LikeRequest, Stages, StoreError, StoreOptions, ToPublish, Who, WriteStrategy,
     sql,
 };
+use crate::telemetry::Trace;
 
 /// Adds a user's one like; (post, user, liked at).
 pub(super) const ADD_OWN_LIKE: &str = "insert ignore into likes (post_id, user, liked_at) values (?, ?, ?)";
@@ -199,10 +200,17 @@ async fn finish(
         keep(transaction, &request.who, key, &outcome).await?;
     }
     if outcome.changed {
+        let outbox = Outbox { write: outbox, trace: &request.trace };
         outcome.publish = Some(to_publish(transaction, row, after.unwrap_or(row), request.post, outbox).await?);
     }
     let dirty = outcome.changed || own_like_changed == Some(true) || request.key.is_some();
     Ok(Prepared { value: outcome, dirty })
+}
+
+/// Whether an event gets a row in the outbox, and whose trace it goes on with.
+pub(super) struct Outbox<'a> {
+    pub(super) write: bool,
+    pub(super) trace: &'a Trace,
 }
 
 /// The event of a commit, and its row in the outbox. The stamp is put in after COMMIT.
@@ -211,12 +219,12 @@ pub(super) async fn to_publish(
     before: Row,
     after: Row,
     post_id: PostId,
-    outbox: bool,
+    Outbox { write, trace }: Outbox<'_>,
 ) -> Result<ToPublish, sqlx::Error> {
     let (version, prev) = (Version(after.version), Version(before.version));
     let event = LikesChanged { post_id, likes: after.likes, version, prev, committed_at: unix_micros() };
-    let row = if outbox { Some(outbox::add(transaction, &event).await?) } else { None };
-    Ok(ToPublish { event, outbox: row })
+    let row = if write { Some(outbox::add(transaction, &event, trace).await?) } else { None };
+    Ok(ToPublish { event, outbox: row, trace: trace.clone(), kept: None })
 }
 
 /// Takes the post's row.

@@ -49,7 +49,7 @@ async fn attempt(conn: &mut SqliteConnection, request: &LikeRequest, started: In
         let (state, prev, committed_at) = (outcome.state, outcome.prev, outcome.committed_at);
         let (post_id, likes, version) = (state.post_id, state.likes, state.version);
         let event = LikesChanged { post_id, likes, version, prev, committed_at };
-        outcome.publish = Some(ToPublish { event, outbox: None });
+        outcome.publish = Some(ToPublish { event, outbox: None, trace: request.trace.clone(), kept: None });
     }
     Ok(outcome)
 }

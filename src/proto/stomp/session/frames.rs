@@ -111,7 +111,9 @@ impl Session {
             return Ok(());
         }
         let (post, op) = like_destination(destination)?;
-        let like = Like { token: self.number(), post, op, key: boxed(frame.header("idempotency-key")) };
+        let text = |name| frame.header(name).map(str::to_owned);
+        let trace = text("traceparent").map(|parent| Box::new((parent, text("tracestate"))));
+        let like = Like { token: self.number(), post, op, key: boxed(frame.header("idempotency-key")), trace };
         let correlation = boxed(frame.header("correlation-id").or(receipt));
         let mut pending = Pending { like, correlation, receipts: Vec::new() };
         if let Some(transaction) = self.transaction(frame)? {

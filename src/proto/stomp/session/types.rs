@@ -112,6 +112,8 @@ pub struct Like {
     pub op: LikeOp,
     /// The header `idempotency-key`, unchecked.
     pub key: Option<Box<str>>,
+    /// The headers `traceparent` and, if there, `tracestate`, unchecked.
+    pub trace: Option<Box<(String, Option<String>)>>,
 }
 
 /// What became of a like.
