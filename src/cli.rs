@@ -41,7 +41,7 @@ pub enum Command {
     Guardian(crate::compare::stack::guardian::Config),
 }
 
-/// `bench`, and `bench writes`.
+/// `bench`, `bench writes` and `bench telemetry`.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Bench {
@@ -58,6 +58,8 @@ pub struct Bench {
 pub enum BenchWhat {
     /// The write strategies side by side on one hot post and a durable database: likes/s, lock wait, commits per like
     Writes(crate::contention::Config),
+    /// What metrics and traces cost: CPU per delivery with and without them, in one run, ratios with their intervals
+    Telemetry(crate::hub::bench::telemetry::Config),
 }
 
 #[cfg(test)]

@@ -36,6 +36,9 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Doctor(config) => doctor::run(config, shutdown).await,
         Command::Probe(config) => probe::run(config, shutdown).await,
         Command::Bench(Bench { what: Some(BenchWhat::Writes(config)), .. }) => contention::run(config, shutdown).await,
+        Command::Bench(Bench { what: Some(BenchWhat::Telemetry(config)), .. }) => {
+            hub::bench::telemetry::run(config, shutdown).await
+        }
         Command::Bench(Bench { what: None, delivery }) => hub::bench::run(delivery, shutdown).await,
         Command::Selftest(config) => compare::selftest::run(config, shutdown).await,
         Command::Guardian(config) => compare::stack::guardian::run(config, shutdown).await,

@@ -80,7 +80,8 @@ mod tests {
     #[test]
     fn the_newest_of_each_post_survives_a_full_queue() {
         let mut queue = Queue::new(2, 2);
-        let pushed = [(1, 1), (1, 2), (1, 3), (1, 5), (1, 4), (2, 1), (3, 1)].map(|(p, v)| queue.push((event(p, v), Publishing::default())));
+        let pushed = [(1, 1), (1, 2), (1, 3), (1, 5), (1, 4), (2, 1), (3, 1)]
+            .map(|(p, v)| queue.push((event(p, v), Publishing::default())));
         use Queued::{Dropped, Merged, Waits};
         assert_eq!(pushed, [Waits, Waits, Waits, Merged, Merged, Waits, Dropped]);
         let first: Vec<_> = (0..2).map(|_| queue.pop().unwrap().0).collect();

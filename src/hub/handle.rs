@@ -24,6 +24,7 @@ pub(super) enum Command<P: Protocol> {
     Forget(PostId),
     Renew(Epoch, Duration),
     Drain(Duration),
+    Measure(bool),
     Stop,
 }
 
@@ -172,6 +173,11 @@ impl<P: Protocol> EngineHandle<P> {
     /// Ends all connections, spread over `over`.
     pub fn drain(&self, over: Duration) {
         self.send(Command::Drain(over));
+    }
+
+    /// Whether deliveries are timed (no clock is read and no histogram kept otherwise): for the bench of what that costs.
+    pub(super) fn measure(&self, on: bool) {
+        self.send(Command::Measure(on));
     }
 
     /// Ends everything now; the thread ends.

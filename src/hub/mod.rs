@@ -246,6 +246,11 @@ impl<P: Protocol> Hub<P> {
         self.engine(key).publish_to(key, slot, update, gap);
     }
 
+    /// As [`EngineHandle::measure`].
+    pub(crate) fn measure(&self, on: bool) {
+        self.shared.engines.iter().for_each(|engine| engine.measure(on));
+    }
+
     /// Answers a connection; nothing happens when it has gone.
     pub fn reply(&self, key: ConnKey, reply: P::Reply) {
         self.engine(key).reply(key, reply);

@@ -165,6 +165,10 @@ fn copy(app: &App) {
     metrics.pool_acquire_seconds.set("", store.acquire.copied());
     raise(&metrics.http_connections_total, of(&app.stats.accepted));
     raise(&metrics.http_connections_refused_total, of(&app.stats.refused));
+    let spans = [("exported", &app.spans.exported), ("failed", &app.spans.failed), ("dropped", &app.spans.dropped)];
+    for (result, spans) in spans {
+        raise(&metrics.trace_spans_total.with_label_values(&[result]), of(spans));
+    }
     raise(&metrics.slow_heads_total, of(&app.stats.slow_heads));
     timed_out(metrics, "head", of(&app.stats.slow_heads));
 

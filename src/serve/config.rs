@@ -16,7 +16,8 @@ use crate::store::WriteStrategy;
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "On start one JSON line per pod goes to stdout once it is ready to serve: \
     {\"pod\":\"pod-1\",\"listen\":\"127.0.0.1:41234\",\"admin\":\"127.0.0.1:41235\"}. Logs go to stderr (RUST_LOG). \
-    SIGTERM drains; a second one ends the process at once. SIGHUP reads --log-filter-file again.")]
+    SIGTERM drains; a second one ends the process at once. SIGHUP reads --log-filter-file again. Traces are exported by OTLP \
+    when OTEL_EXPORTER_OTLP_ENDPOINT is set (docs/tracing.md).")]
 pub struct Config {
     /// Public address: API, SSE and STOMP on one port (port 0: any free one, announced on stdout)
     #[arg(long, env = "PUSHLAB_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8080")]

@@ -99,3 +99,66 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::telemetry::trace::{Carrier, Tracer};
+
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A line about a sampled like, and one about nothing.
+    fn said(json: bool) -> (String, String) {
+        let kept = Kept::default();
+        let builder = tracing_subscriber::fmt().with_ansi(false).with_writer({
+            let kept = kept.clone();
+            move || kept.clone()
+        });
+        let subscriber: Box<dyn Subscriber + Send + Sync> = if json {
+            Box::new(builder.json().map_event_format(|lines| WithIds { lines, json }).finish())
+        } else {
+            Box::new(builder.map_event_format(|lines| WithIds { lines, json }).finish())
+        };
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let carrier = || Carrier::new(Some(parent.into()), None);
+        let asked = Tracer::recording().asked(SystemTime::now(), || "POST".into(), carrier).unwrap();
+        tracing::subscriber::with_default(subscriber, || {
+            asked.trace().with(|| tracing::warn!(left_out = 3, "a like failed: }}"));
+            tracing::warn!("something else");
+        });
+        let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+        let (first, second) = text.trim_end().split_once('\n').unwrap();
+        (first.into(), second.into())
+    }
+
+    #[test]
+    fn a_line_about_a_sampled_like_names_its_trace() {
+        let (traced, other) = said(false);
+        assert!(
+            traced.contains("a like failed: }")
+                && traced.contains(" trace_id=0af7651916cd43dd8448eb211c80319c span_id=")
+        );
+        assert!(!other.contains("trace_id"), "{other}");
+        let (traced, other) = said(true);
+        let json: serde_json::Value = serde_json::from_str(&traced).unwrap();
+        assert_eq!(json["trace_id"], "0af7651916cd43dd8448eb211c80319c");
+        assert_eq!((json["span_id"].as_str().unwrap().len(), &json["fields"]["left_out"]), (16, &3.into()));
+        assert!(serde_json::from_str::<serde_json::Value>(&other).unwrap().get("trace_id").is_none());
+    }
+}

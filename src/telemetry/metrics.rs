@@ -277,6 +277,8 @@ metrics! {
     pool_connections: IntGaugeVec [state idle|used];
     /// Wait for a database connection, opening one included.
     pool_acquire_seconds: CopiedHistogram;
+    /// Spans of sampled likes by what became of them: exported, failed (the collector did not take them), dropped (the queue was full); all pods of the process together.
+    trace_spans_total: IntCounterVec [result exported|failed|dropped];
     /// Time the asynchronous runtime's workers were busy, summed over them; all pods of the process together.
     runtime_busy_seconds_total: Counter;
     /// Worker threads of the asynchronous runtime.

@@ -123,8 +123,18 @@ impl Injector for Carrier {
 }
 
 impl Tracer {
+    /// Begins nothing.
+    pub const OFF: Self = Self(None);
+
     pub(super) fn new(tracer: SdkTracer) -> Self {
         Self(Some(Arc::new(On { tracer, pod: "".into() })))
+    }
+
+    /// Samples everything and exports nothing.
+    #[cfg(test)]
+    pub(super) fn recording() -> Self {
+        use opentelemetry::trace::TracerProvider as _;
+        Self::new(opentelemetry_sdk::trace::SdkTracerProvider::builder().build().tracer("test")).of_pod("pod-1")
     }
 
     /// The same, for spans of this pod.
@@ -260,6 +270,12 @@ impl Trace {
         }
         let span = self.begin("fan-out", SpanKind::Internal, unix_micros(), about(event));
         span.map_or_else(FanOut::none, FanOut::of)
+    }
+
+    /// As [`Trace::scope`], for what does not wait.
+    #[cfg(test)]
+    pub(super) fn with<T>(&self, work: impl FnOnce() -> T) -> T {
+        CURRENT.sync_scope(self.clone(), work)
     }
 
     /// Runs a future whose log lines carry the trace.

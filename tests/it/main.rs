@@ -3,6 +3,7 @@
 mod architecture;
 mod broker;
 mod checklists;
+mod collector;
 mod compare;
 mod contention;
 mod edge;

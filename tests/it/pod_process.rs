@@ -27,6 +27,11 @@ impl PodProcess {
 
     /// The same with a log filter (`RUST_LOG`).
     pub(crate) fn logging(flags: &[&str], filter: Option<&str>) -> Self {
+        Self::with(flags, &filter.map(|filter| ("RUST_LOG", filter)).into_iter().collect::<Vec<_>>())
+    }
+
+    /// The same in another environment.
+    pub(crate) fn with(flags: &[&str], environment: &[(&str, &str)]) -> Self {
         pushlab::serve::tls::provide(); // which reqwest looks for
         let folder = tempfile::tempdir().unwrap();
         let database = format!("sqlite:{}", folder.path().join("likes.db").display());
@@ -37,7 +42,7 @@ impl PodProcess {
                 command.args([flag, value]);
             }
         }
-        command.env_remove("RUST_LOG").envs(filter.map(|filter| ("RUST_LOG", filter)));
+        command.env_remove("RUST_LOG").envs(environment.iter().copied());
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut line = String::new();

@@ -7,6 +7,8 @@
 mod reader;
 /// The process that is measured.
 mod sender;
+/// What metrics and traces cost.
+pub mod telemetry;
 /// The protocol of the bench: the real wire formats, without sessions.
 mod wire;
 

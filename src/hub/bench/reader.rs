@@ -1,7 +1,7 @@
 //! The process that only reads: connects as told, then drains every socket as fast as it can.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -27,9 +27,45 @@ pub(super) fn run() -> anyhow::Result<ExitCode> {
             }
             Ok("ok".into())
         }
+        ["collector"] => collector().map(|address| address.to_string()),
         other => bail!("unknown order {other:?}"),
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Takes spans over HTTP as fast as they come and forgets them.
+fn collector() -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || take_posts(stream));
+        }
+    });
+    Ok(address)
+}
+
+fn take_posts(stream: TcpStream) -> std::io::Result<()> {
+    let mut answers = stream.try_clone()?;
+    let mut requests = BufReader::new(stream);
+    loop {
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            if requests.read_line(&mut line)? == 0 {
+                return Ok(());
+            }
+            let line = line.trim().to_ascii_lowercase();
+            if let Some(value) = line.strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap_or(0);
+            }
+            if line.is_empty() {
+                break;
+            }
+        }
+        std::io::copy(&mut (&mut requests).take(length), &mut std::io::sink())?;
+        answers.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n")?;
+    }
 }
 
 fn connect(kind: &str, address: &str) -> anyhow::Result<TcpStream> {

@@ -18,6 +18,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use tokio_util::sync::CancellationToken;
 
+use super::telemetry::Arms;
 use super::wire::{Frames, POST_ANSWER, Pace, encode};
 use super::{Addresses, Burst};
 use crate::domain::{Epoch, Transport, Version};
@@ -52,7 +53,7 @@ pub(super) async fn run() -> anyhow::Result<ExitCode> {
     let options = connection::Options { max_connections: 100_000, ..connection::Options::default() };
     tokio::spawn(connection::serve::<Frames>(http, router, options, Arc::default(), CancellationToken::new()));
     tokio::task::spawn_blocking(move || {
-        let mut sender = Sender { app, listener: raw, raw: Vec::new() };
+        let mut sender = Sender { app, listener: raw, raw: Vec::new(), arms: Arms::default() };
         super::obey(|words| sender.on_order(words))
     })
     .await??;
@@ -90,6 +91,7 @@ struct Sender {
     app: App,
     listener: TcpListener,
     raw: Vec<TcpStream>,
+    arms: Arms,
 }
 
 impl Sender {
@@ -111,6 +113,18 @@ impl Sender {
             ["ours", label, seconds] => {
                 Ok(serde_json::to_string(&self.burst_ours(transport(label)?, seconds.parse()?))?)
             }
+            ["collector", endpoint] => {
+                self.arms = Arms::open(endpoint)?;
+                Ok("ok".into())
+            }
+            ["arm", arm, label, seconds] => {
+                let (transport, arm) = (transport(label)?, arm.parse()?);
+                let scraping = self.arms.begin(arm, &self.app.hub, &self.app.paces[transport as usize]);
+                let burst = self.burst_ours(transport, seconds.parse()?);
+                drop(scraping);
+                Ok(serde_json::to_string(&burst)?)
+            }
+            ["spans"] => Ok(serde_json::to_string(&self.arms.spans())?),
             ["saturate", label, on] => {
                 let pace = &self.app.paces[transport(label)? as usize];
                 pace.running.store(*on == "on", Ordering::Relaxed);
@@ -178,6 +192,8 @@ impl Sender {
         }
         let after = counts();
         let writes = after.socket_writes - before.socket_writes;
+        // What is left to be exported was caused by this burst.
+        self.arms.flush();
         let burst = meter.stop(after.deliveries - before.deliveries, writes, after.conflated - before.conflated);
         pace.running.store(false, Ordering::Relaxed);
         std::thread::sleep(Duration::from_millis(100));

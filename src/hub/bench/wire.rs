@@ -1,14 +1,16 @@
 //! The bench's protocol: bytes as `serve` encodes them, no session; it counts visits so that the next update follows the last.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 
 use crate::domain::{Epoch, LikesChanged, PostId, Transport, Update, Version, unix_micros};
 use crate::hub::{Change, CloseReason, ConnKey, EngineHandle, Flow, Protocol};
 use crate::proto::{sse, stomp, ws};
+use crate::telemetry::trace::Carrier;
+use crate::telemetry::{FanOut, Tracer};
 
 /// The body of the answer to a POST.
 pub(super) const POST_ANSWER: &str = r#"{"postId":1,"likes":1,"version":1,"changed":true}"#;
@@ -38,6 +40,8 @@ pub(super) struct Pace {
     pub(super) viewers: AtomicU32,
     visited: AtomicU32,
     version: AtomicU64,
+    /// Begins the traces of the updates.
+    pub(super) tracer: RwLock<Tracer>,
 }
 
 impl Pace {
@@ -49,6 +53,7 @@ impl Pace {
             viewers: AtomicU32::new(0),
             visited: AtomicU32::new(0),
             version: AtomicU64::new(0),
+            tracer: RwLock::default(),
         }
     }
 
@@ -78,8 +83,29 @@ impl Pace {
         self.visited.store(0, Ordering::Relaxed);
         let version = self.version.fetch_add(1, Ordering::Relaxed) + 1;
         if let Some(engine) = self.engine.get() {
-            engine.publish(self.update(version), 0);
+            let update = self.update(version);
+            engine.publish_traced(update, 0, self.traced(&update));
         }
+    }
+
+    /// From now on traces begin here.
+    pub(super) fn set_tracer(&self, tracer: &Tracer) {
+        *self.tracer.write().unwrap_or_else(PoisonError::into_inner) = tracer.clone();
+    }
+
+    /// All that a pod does for traces when it takes a like, publishes it, receives it and fans it out.
+    fn traced(&self, update: &Update) -> FanOut {
+        let tracer = self.tracer.read().unwrap_or_else(PoisonError::into_inner);
+        let Update::Changed(event) = update else { return FanOut::none() };
+        let name = || "POST /posts/{id}/likes".to_owned();
+        let Some(asked) = tracer.asked(SystemTime::now(), name, Carrier::default) else { return FanOut::none() };
+        let trace = asked.trace();
+        trace.committed(event.committed_at, 0, 0);
+        let publishing = trace.publishing(event);
+        let carrier = publishing.trace().carrier().unwrap_or_default();
+        publishing.sent();
+        asked.answered(200);
+        tracer.received(event, Some(event.committed_at), &carrier).fan_out(event)
     }
 
     fn visit(&self) {

@@ -62,6 +62,8 @@ struct Engine<P: Protocol> {
     /// Connections that had more to read than their turn allowed.
     unfinished: Vec<u32>,
     counters: EngineCounters,
+    /// Whether deliveries are timed; always, but in the bench of what that costs.
+    measuring: bool,
     /// When the last update was written to a viewer, Unix µs.
     wrote_at: u64,
     sweep: sweep::Sweep,
@@ -119,6 +121,7 @@ impl<P: Protocol> Engine<P> {
             leaving: Vec::new(),
             unfinished: Vec::new(),
             counters: EngineCounters::default(),
+            measuring: true,
             wrote_at: 0,
             sweep: sweep::Sweep::new(now),
             draining: None,
@@ -192,12 +195,13 @@ impl<P: Protocol> Engine<P> {
     fn on_command(&mut self, command: Command<P>) -> bool {
         match command {
             Command::Add(adopted) => self.add(*adopted),
-            Command::Publish(update, gap, at, traced) => self.publish(update, gap, at, traced),
+            Command::Publish(update, gap, at, traced) => self.publish_traced(update, gap, at, traced),
             Command::PublishTo(key, slot, update, gap, at) => self.publish_to(key, slot, update, gap, at),
             Command::Reply(key, reply) => self.on_reply(key, reply),
             Command::Forget(post) => self.forget(post),
             Command::Renew(epoch, over) => self.renew(epoch, over),
             Command::Drain(over) => self.drain(over),
+            Command::Measure(on) => self.measuring = on,
             Command::Stop => return true,
         }
         false

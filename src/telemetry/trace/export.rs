@@ -15,7 +15,7 @@ use opentelemetry_otlp::{Protocol, WithExportConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider, Span, SpanData, SpanExporter, SpanProcessor,
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider, Span, SpanData, SpanExporter, SpanProcessor,
 };
 
 use super::Tracer;
@@ -77,17 +77,31 @@ impl Tracing {
             "traces cannot be exported: OTEL_EXPORTER_OTLP_ENDPOINT is for example http://localhost:4318, or \
              http://localhost:4317 with OTEL_EXPORTER_OTLP_PROTOCOL=grpc (https only with http/protobuf)",
         )?;
-        Ok(Self::over(exporter, instance))
+        Ok(Self::over(exporter, instance, None))
     }
 
-    fn over(exporter: opentelemetry_otlp::SpanExporter, instance: &str) -> Self {
+    /// Whatever the environment says: a share of the likes, over HTTP to this endpoint. For benches.
+    ///
+    /// # Errors
+    /// When the exporter cannot be made.
+    pub fn of_share(share: f64, endpoint: &str) -> anyhow::Result<Self> {
+        let exporter = opentelemetry_otlp::SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary);
+        let exporter = exporter.with_endpoint(format!("{endpoint}/v1/traces")).build()?;
+        Ok(Self::over(exporter, "bench", Some(Sampler::TraceIdRatioBased(share))))
+    }
+
+    fn over(exporter: opentelemetry_otlp::SpanExporter, instance: &str, sampler: Option<Sampler>) -> Self {
         let counters = Arc::new(SpanCounters::default());
         let queue = said("OTEL_BSP_MAX_QUEUE_SIZE").and_then(|size| size.parse().ok()).unwrap_or(QUEUE);
         let exporter = Counted { exporter, counters: counters.clone(), complain_at: AtomicU64::new(0) };
         let batches = BatchSpanProcessor::builder(exporter).with_batch_config(BatchConfigBuilder::default().build());
         let processor = Bounded { batches: batches.build(), counters: counters.clone(), queue };
-        let provider =
-            SdkTracerProvider::builder().with_span_processor(processor).with_resource(resource(instance)).build();
+        let mut provider =
+            SdkTracerProvider::builder().with_span_processor(processor).with_resource(resource(instance));
+        if let Some(sampler) = sampler {
+            provider = provider.with_sampler(sampler);
+        }
+        let provider = provider.build();
         let scope = InstrumentationScope::builder("pushlab").with_version(env!("CARGO_PKG_VERSION")).build();
         let tracer = Tracer::new(provider.tracer_with_scope(scope));
         Self { tracer, provider: Some(provider), counters }
@@ -103,6 +117,15 @@ impl Tracing {
     #[must_use]
     pub fn counters(&self) -> &Arc<SpanCounters> {
         &self.counters
+    }
+
+    /// Sends what is there; blocks until the collector has it, or 5 s.
+    pub fn flush(&self) {
+        if let Some(provider) = &self.provider
+            && let Err(error) = provider.force_flush()
+        {
+            tracing::warn!(%error, "spans are not sent yet");
+        }
     }
 
     /// Sends what is there, waiting a bounded time, and makes no more spans.
@@ -151,7 +174,10 @@ fn check_sampler() -> anyhow::Result<()> {
         "traceidratio" | "parentbased_traceidratio" => {
             let ratio = said("OTEL_TRACES_SAMPLER_ARG").and_then(|ratio| ratio.parse::<f64>().ok());
             let good = ratio.is_some_and(|ratio| (0.0..=1.0).contains(&ratio));
-            ensure!(good, "OTEL_TRACES_SAMPLER={sampler} needs OTEL_TRACES_SAMPLER_ARG, a share from 0 to 1 such as 0.01");
+            ensure!(
+                good,
+                "OTEL_TRACES_SAMPLER={sampler} needs OTEL_TRACES_SAMPLER_ARG, a share from 0 to 1 such as 0.01"
+            );
             Ok(())
         }
         other => bail!(

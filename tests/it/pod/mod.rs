@@ -35,6 +35,7 @@ mod streams;
 mod timeouts;
 mod tls;
 mod tokens;
+mod traces;
 mod writing;
 
 #[derive(Debug, Parser)]
