@@ -142,7 +142,7 @@ async fn each_of_300_concurrent_likes_gets_a_version_of_its_own(url: &Target) {
 
 /// The events that the callers are to publish follow each other without a gap, whoever shared a commit with whom.
 pub(crate) fn every_version_is_published_once(outcomes: &[LikeOutcome]) {
-    let mut events: Vec<_> = outcomes.iter().filter_map(|o| o.publish).map(|publish| publish.event).collect();
+    let mut events: Vec<_> = outcomes.iter().filter_map(|o| o.publish.as_ref()).map(|publish| publish.event).collect();
     events.sort_by_key(|event| event.version);
     let mut known = Version(0);
     for event in &events {

@@ -241,7 +241,7 @@ async fn the_outbox_has_what_was_committed_and_nobody_claims_a_row_twice() {
     let store = open_with(&url, StoreOptions { write, outbox: true, ..StoreOptions::default() }).await;
     let post = new_post(&store).await;
     let outcomes = ok(all(std::slice::from_ref(&store), vec![like(post); 6]).await);
-    assert!(outcomes.iter().all(|outcome| outcome.publish.is_some_and(|publish| publish.outbox.is_some())));
+    assert!(outcomes.iter().all(|outcome| outcome.publish.as_ref().is_some_and(|publish| publish.outbox.is_some())));
     store.apply(&keyed(post, "k", b"")).await.unwrap();
     assert!(store.apply(&keyed(post, "k", b"")).await.unwrap().publish.is_none(), "a replay tells nothing");
     assert!(store.apply(&like(PostId::new(4711).unwrap())).await.is_err());
