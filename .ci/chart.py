@@ -158,8 +158,8 @@ def check_nginx(where, config):
         if ("proxy_buffering on" in server) != ("proxy_ignore_headers X-Accel-Buffering" in server):
             fail(where, f"{name}: buffers only when pods let it")
     for upstream in re.findall(r"upstream \S+ \{.*?\n    \}", config, re.S):
-        if "zone " not in upstream or " resolve;" not in upstream:
-            fail(where, "an upstream without zone or resolve")
+        if "zone " not in upstream or " resolve max_fails=0;" not in upstream:
+            fail(where, "an upstream without zone or resolve, or that counts failures")
 
 
 def api_versions(values):
