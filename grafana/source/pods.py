@@ -26,7 +26,7 @@ DASHBOARD = dashboard(
     "Streams per pod and their skew, opened and closed by reason, drain, mailbox outcomes, resumes, and what each pod uses.",
     [
         text("Pod by pod", "**Which pod is late, full, stalled or draining, and do the pods share the viewers fairly?** A pod that stalls shows three ways: its scrapes fail, its deliveries stop, "
-             "and versions are superseded in one go when it goes on (its p99 hardly moves: viewers get the newest state). Click a line for that pod alone or its log.", 3),
+             "and versions are superseded in one go when it goes on (its p99 may hardly move: of all that is late only the newest state is written). Click a line for that pod alone or its log.", 3),
         stat("Pods", "Are all pods there, and of one version? During a roll-out two versions stand here. Fewer than the Deployment wants: see *Answers scrapes* below.",
              "short", line(f"count by (version) ({of('pushlab_build_info')})", "{{version}}")),
         stat("Skew", "Does one pod carry more than its share? The fullest pod's streams over the average. 1 is fair; 1.5 and more after a scale-out stays until streams end: see the runbook for PushlabViewerSkew.",
@@ -52,7 +52,7 @@ DASHBOARD = dashboard(
         row("Delivery"),
         by_pod("Deliveries by pod", "Does every pod write? A line that falls to 0 alone is a pod that stalls or lost the broker; all lines together: no likes, or the broker is away.",
                "ops", total("namespace, pod", rate("pushlab_deliveries_total", TRANSPORT)), links=[to("pushlab-broker-edge", "Broker and edge")]),
-        by_pod("Commit → write by pod, p99", "Which pod is late? One alone: its node, its CPU, its viewers. All: the broker or the write path. A stall is seen in *Answers scrapes* rather than here: what came late was superseded, and only the newest state is written.",
+        by_pod("Commit → write by pod, p99", "Which pod is late? One alone: its node, its CPU, its viewers. All: the broker or the write path. A stall is seen best in *Answers scrapes*: of what came late much is superseded, and only the newest state is written.",
                "s", quantile(0.99, "pushlab_delivery_latency_seconds", "namespace, pod", TRANSPORT), links=[to("pushlab-comparison", "Comparison"), to("pushlab-broker-edge", "Broker and edge")]),
         series("Fan-out, p99", "How long does a pod take from an event's arrival to the last local socket? Grows with viewers of one post. If this is most of commit → write, more pods help; else it is the broker.",
                "s", line(quantile(0.99, "pushlab_fanout_seconds", "namespace, pod, transport", TRANSPORT), "{{pod}} {{transport}}"), data_links=THIS_POD),
