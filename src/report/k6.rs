@@ -199,8 +199,8 @@ fn judge(arm: &str, pairs: &[Pair<'_>]) -> String {
     let reason = if unequal {
         "They did not see the same likes: arrivals per viewer differ by more than 1 %."
     } else {
-        "Both saw the same likes with stamps of the same kernel: what is left is the place of their sockets in the pods' order of writing, \
-         and who had the CPU meanwhile."
+        "Both saw the same likes with stamps of the same kernel. What is left: a pod writes to one socket after the other, and updates that \
+         wait in a socket together share the stamp of the newest, which is oftener so in k6, whose reading has no real-time priority."
     };
     format!(
         "{arm}: k6 and our generator do NOT agree on commit → arrival: p50 within 10 % or 0.3 ms in {held50} of {n} runs, p99 within 25 % or \
