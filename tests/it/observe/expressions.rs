@@ -65,7 +65,7 @@ async fn start() -> Stack {
 async fn load(stack: &Stack, deployment: &Deployment, arm: &str, seconds: u32, more: &[&str]) -> Process {
     let out = stack.guardian.folder().join(format!("{arm}.run.gz")).display().to_string();
     let (base, measure) = (deployment.base_urls().join(","), format!("{seconds}s"));
-    let mut args = vec!["load", "--base-url", &base, "--arm", arm, "--viewers", "6", "--likers", "40", "--rate", "150"];
+    let mut args = vec!["load", "--base-url", &base, "--arm", arm, "--viewers", "6", "--likers", "40", "--rate", "60"];
     args.extend(["--warmup", "0s", "--measure", &measure, "--cooldown", "0s", "--heartbeat", "1s", "--out", &out]);
     args.extend(["--progress", "none", "--idempotent"]);
     args.extend(more);
