@@ -96,7 +96,7 @@ async fn by_hand(url: &str, likes: u32) {
 async fn exercise(stack: &mut Stack) {
     let cell = planned("nginx-least-conn", 2, "");
     let mut deployment = stack.deploy(&cell).await.unwrap();
-    let canary = planned("nginx-least-conn", 2, &format!("--canary {}", deployment.base_urls()[0]));
+    let canary = planned("nginx-least-conn", 2, &format!("--canary-period 1s --canary {}", deployment.base_urls()[0]));
     stack.add_pod(&mut deployment, &canary).await.unwrap();
     let metrics = deployment.load_metrics.clone().unwrap();
     let sse = load(stack, &deployment, "sse-post", 20, &["--metrics-listen", &metrics]).await;
