@@ -11,6 +11,8 @@
 
 /// The CPUs that threads may run on.
 pub mod affinity;
+/// The token a client shows.
+pub mod bearer;
 /// Events between pods: NATS, or in-process for the embedded stack.
 pub mod broker;
 /// The command line.

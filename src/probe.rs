@@ -15,6 +15,7 @@ use reqwest::{Client, Response};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
+use crate::bearer::{self, BearerArgs};
 use crate::domain::{PostId, Update, Version};
 
 /// Options of `pushlab probe`.
@@ -44,6 +45,10 @@ pub struct Config {
     /// Like this post instead of a new one
     #[arg(long, value_name = "ID")]
     pub post_id: Option<PostId>,
+
+    /// The token, when the service asks for one
+    #[command(flatten)]
+    pub bearer: BearerArgs,
 
     /// Give up on a step after this long
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
@@ -113,8 +118,12 @@ async fn step<T>(
 
 async fn probe(config: &Config) -> Result<(), Failure> {
     let limit = config.timeout;
-    let client = Client::builder().no_proxy().build();
-    let client = client.map_err(|e| Failure { step: "start", what: e.to_string(), hint: "this is a bug".into() })?;
+    let failed = |what: String, hint: &str| Failure { step: "start", what, hint: hint.into() };
+    let bearer =
+        config.bearer.read().map_err(|e| failed(format!("{e:#}"), "--token, --token-file or PUSHLAB_TOKEN"))?;
+    let made = |bearer| bearer::client(bearer).no_proxy().build().map_err(|e| failed(e.to_string(), "this is a bug"));
+    // The admin port asks for no token, and so it is shown none.
+    let (client, admin_client) = (made(bearer.as_ref())?, made(None)?);
     let base = plain(&config.base_url)?;
     let streams = config.stream_url.as_ref().unwrap_or(&config.base_url);
     let sse_url = plain(config.sse_url.as_ref().unwrap_or(streams))?;
@@ -122,7 +131,7 @@ async fn probe(config: &Config) -> Result<(), Failure> {
 
     for admin in &config.admin_url {
         let hint = "the pod says on its admin port what it waits for: is the database up, is NATS up, is it draining?";
-        step("ready", limit, hint, ready(&client, plain(admin)?)).await?;
+        step("ready", limit, hint, ready(&admin_client, plain(admin)?)).await?;
     }
     let hint = "is the service running there, with the role api and its database?";
     let post = step("post", limit, hint, take_post(&client, base, config.post_id)).await?;
@@ -130,7 +139,7 @@ async fn probe(config: &Config) -> Result<(), Failure> {
     let mut sse = step("sse", limit, hint, SseClient::open(&client, sse_url, post)).await?;
     let hint = "a proxy that does not pass Upgrade on (nginx: proxy_http_version 1.1 with Upgrade and Connection headers) \
         or a pod without the role stomp";
-    let mut stomp = step("stomp", limit, hint, StompClient::open(stomp_url, post)).await?;
+    let mut stomp = step("stomp", limit, hint, StompClient::open(stomp_url, post, bearer.as_ref())).await?;
     let hint = "is the database writable? The pod's log has the cause";
     let liked = step("like", limit, hint, like(&client, base, post)).await?;
     let hint = "it was committed but not delivered: is NATS reachable from all pods (/readyz), does a proxy buffer?";
@@ -176,6 +185,7 @@ async fn success(response: Response) -> Result<Response, Wrong> {
     let told = detail.unwrap_or_else(|| body.lines().next().unwrap_or_default().chars().take(200).collect());
     let wrong = Wrong::new(format!("HTTP {status}: {told}"));
     Err(match status.as_u16() {
+        401 => wrong.hint("the service asks for a token, or for another one: --token, --token-file or PUSHLAB_TOKEN"),
         502 | 504 => wrong.hint("the proxy answers but reaches no pod: check its upstreams"),
         503 => wrong.hint("/readyz on the pod's admin port says what it misses; the pod may be full or draining, too"),
         404 if body.contains("/problems/no-role") => {

@@ -57,7 +57,7 @@ impl Client {
         let mut request = format!("ws://{address}/stomp").into_client_request()?;
         request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("v12.stomp"));
         let (mut socket, _) = connect_async(request).await?;
-        socket.send(text(client::connect(address, 0, 0))?).await?;
+        socket.send(text(client::connect(address, 0, 0, None))?).await?;
         socket.send(text(client::subscribe_replies("replies", Some("subscribed")))?).await?;
         loop {
             let message = next(&mut socket).await?;

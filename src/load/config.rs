@@ -7,6 +7,7 @@ use anyhow::ensure;
 use clap::ValueEnum;
 use serde::Deserialize;
 
+use crate::bearer::BearerArgs;
 use crate::domain::{Arm, PostId};
 use crate::result::{Population, RunConfig};
 
@@ -94,6 +95,9 @@ pub struct Config {
     /// How long viewers may take to reach the final values after the last answer
     #[arg(long, default_value = "15s", value_parser = humantime::parse_duration)]
     pub converge: Duration,
+    /// The token, when the service asks for one: all likers are its user, whose every POST and SEND counts
+    #[command(flatten)]
+    pub bearer: BearerArgs,
     /// How to show progress
     #[arg(long, value_enum, default_value = "auto")]
     pub progress: Progress,

@@ -17,6 +17,7 @@ use super::target::Target;
 use super::viewer::{Behind, ViewerOptions, Viewers, visits};
 use super::{api, limits, pacer, pods};
 use crate::affinity;
+use crate::bearer;
 use crate::domain::{Arm, PostId, Transport};
 use crate::result::{self, FORMAT, GeneratorHealth, Header, RunResult, file, ledger};
 
@@ -58,8 +59,9 @@ impl Drop for StopOnDrop {
 
 async fn measure(config: &Config) -> anyhow::Result<RunResult> {
     let streams = if config.stream_url.is_empty() { &config.base_url } else { &config.stream_url };
-    let stream_targets = Target::parse_all(streams)?;
-    let like_targets = Target::parse_all(&config.base_url)?;
+    let bearer = config.bearer.read()?;
+    let stream_targets = Target::parse_all(streams, bearer.as_ref())?;
+    let like_targets = Target::parse_all(&config.base_url, bearer.as_ref())?;
     let mut plan = visits(
         config.viewers,
         config.slow_readers,
@@ -74,14 +76,17 @@ async fn measure(config: &Config) -> anyhow::Result<RunResult> {
     affinity::pin_process(&config.cpus).context("--cpus")?;
     let awake = limits::Awake::start(&config.cpus);
 
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;
+    let timeout = Duration::from_secs(10);
+    let client = bearer::client(bearer.as_ref()).timeout(timeout).build()?;
+    // The admin ports ask for no token, and so they are shown none.
+    let admin = bearer::client(None).timeout(timeout).build()?;
     let base = &config.base_url[0];
     let posts = match &config.post_ids[..] {
         [] => api::create_posts(&client, base, config.posts).await?,
         given => given.to_vec(),
     };
     let initial = api::states(&client, base, &posts).await?;
-    let before = pods::scrape_all(&client, &config.admin_url).await;
+    let before = pods::scrape_all(&admin, &config.admin_url).await;
 
     let shared = Arc::new(Shared::new());
     let due = pacer::schedule(config.schedule, config.rate, config.post_count(), config.length(), config.seed);
@@ -123,7 +128,7 @@ async fn measure(config: &Config) -> anyhow::Result<RunResult> {
     drain_likes(patience + Duration::from_millis(500), &likers, &shared).await;
     let liked = likers.stop()?;
     let (finals, converged) = converge(config, &client, &posts, &viewers).await?;
-    let after = pods::scrape_all(&client, &config.admin_url).await;
+    let after = pods::scrape_all(&admin, &config.admin_url).await;
     let step = shared.clock.step_us();
     let recorders = viewers.stop()?;
     display.phase("done");

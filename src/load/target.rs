@@ -4,6 +4,8 @@ use std::net::{SocketAddr, ToSocketAddrs};
 
 use anyhow::{Context, bail, ensure};
 
+use crate::bearer::Bearer;
+
 /// A base URL: `http://host:port/prefix`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Target {
@@ -13,6 +15,8 @@ pub(super) struct Target {
     pub(super) authority: String,
     /// What precedes every path; no slash at its end.
     pub(super) prefix: String,
+    /// `Authorization`, for a service that asks for it.
+    pub(super) authorization: Option<String>,
 }
 
 impl Target {
@@ -38,15 +42,21 @@ impl Target {
         let addr = addresses.next().with_context(|| format!("{url}: its host has no address"))?;
         let prefix = path.trim_end_matches('/');
         let prefix = if prefix.is_empty() { String::new() } else { format!("/{prefix}") };
-        Ok(Self { addr, authority: authority.into(), prefix })
+        Ok(Self { addr, authority: authority.into(), prefix, authorization: None })
     }
 
-    /// Takes all of them apart.
+    /// Takes all of them apart, to be shown this token.
     ///
     /// # Errors
     /// As [`Target::parse`], for the first bad one.
-    pub(super) fn parse_all(urls: &[String]) -> anyhow::Result<Vec<Self>> {
-        urls.iter().map(|url| Self::parse(url)).collect()
+    pub(super) fn parse_all(urls: &[String], bearer: Option<&Bearer>) -> anyhow::Result<Vec<Self>> {
+        let authorization = bearer.map(Bearer::authorization);
+        urls.iter().map(|url| Ok(Self { authorization: authorization.clone(), ..Self::parse(url)? })).collect()
+    }
+
+    /// The line of an HTTP head that shows the token; empty without one.
+    pub(super) fn authorization_line(authorization: Option<&str>) -> String {
+        authorization.map_or_else(String::new, |value| format!("Authorization: {value}\r\n"))
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::Write;
 use flate2::write::GzDecoder;
 
 use super::http::{Head, parse_head};
+use super::target::Target;
 use crate::domain::{PostId, Transport};
 use crate::proto::sse::ChunkDecoder;
 use crate::proto::stomp::client::{self, Frames, Incoming};
@@ -39,6 +40,8 @@ pub(super) struct Ask<'a> {
     pub(super) transport: Transport,
     pub(super) authority: &'a str,
     pub(super) prefix: &'a str,
+    /// `Authorization`, for a service that asks for it.
+    pub(super) authorization: Option<&'a str>,
     pub(super) post: PostId,
     /// The last id seen by the previous connection; empty: none.
     pub(super) last_id: &'a str,
@@ -91,14 +94,16 @@ enum Next {
 impl Wire {
     /// A new connection; the bytes to send as soon as it is open are appended to `out`.
     pub(super) fn open(ask: &Ask<'_>, out: &mut Vec<u8>) -> Self {
-        let Ask { authority, prefix, post, last_id, .. } = ask;
+        let Ask { authority, prefix, authorization, post, last_id, .. } = ask;
+        let authorization = *authorization;
         let next = match ask.transport {
             Transport::Sse => {
                 let query = if ask.named_beats { "?heartbeat=event" } else { "" };
                 let _ = write!(
                     out,
                     "GET {prefix}/posts/{post}/likes{query} HTTP/1.1\r\nHost: {authority}\r\nAccept: text/event-stream\r\n\
-                     Cache-Control: no-cache\r\n"
+                     Cache-Control: no-cache\r\n{}",
+                    Target::authorization_line(authorization)
                 );
                 if ask.gzip {
                     out.extend_from_slice(b"Accept-Encoding: gzip\r\n");
@@ -113,7 +118,7 @@ impl Wire {
                 upgrade(authority, prefix, out);
                 let last = Some(*last_id).filter(|id| !id.is_empty());
                 Next::Stomp {
-                    connect: client::connect(host(authority), ask.heartbeat_ms, ask.heartbeat_ms),
+                    connect: client::connect(host(authority), ask.heartbeat_ms, ask.heartbeat_ms, authorization),
                     subscribe: client::subscribe(SUBSCRIPTION, *post, last, None),
                 }
             }
@@ -296,6 +301,7 @@ mod tests {
             transport,
             authority: "here:1",
             prefix: "/p",
+            authorization: None,
             post,
             last_id,
             heartbeat_ms: 10_000,

@@ -9,6 +9,7 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use super::{Wrong, by, success, unreachable};
+use crate::bearer::Bearer;
 use crate::domain::{PostId, Update};
 use crate::proto::sse;
 use crate::proto::stomp::client::{self, Frames, Incoming};
@@ -86,7 +87,7 @@ pub(super) struct StompClient {
 
 impl StompClient {
     /// Opens the session, subscribes and waits for the snapshot.
-    pub(super) async fn open(base: &str, post: PostId) -> Result<(Self, String), Wrong> {
+    pub(super) async fn open(base: &str, post: PostId, bearer: Option<&Bearer>) -> Result<(Self, String), Wrong> {
         let rest = base.strip_prefix("http://").unwrap_or(base);
         let mut request = format!("ws://{rest}/stomp").into_client_request().map_err(Wrong::new)?;
         let offered = HeaderValue::from_static("v12.stomp, v11.stomp, v10.stomp");
@@ -99,8 +100,9 @@ impl StompClient {
         let pod = response.headers().get("x-pushlab-pod").and_then(|v| v.to_str().ok());
         let by = pod.map_or_else(String::new, |pod| format!(" by {pod}"));
         let mut session = Self { socket, updates: Default::default(), receipt: false };
+        let authorization = bearer.map(Bearer::authorization);
         let host = rest.split(['/', ':']).next().unwrap_or("pushlab");
-        session.send(client::connect(host, 0, 10_000)).await?;
+        session.send(client::connect(host, 0, 10_000, authorization.as_deref())).await?;
         session.send(client::subscribe("probe", post, None, None)).await?;
         let first = session.next().await?;
         Ok((session, format!("session opened{by}, first message at version {}", first.version())))

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
         ("affinity", &[][..]),
+        ("bearer", &[]),
         ("domain", &[]),
         ("proto", &[]),
         ("store", &["telemetry"]),
@@ -16,8 +17,8 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("hub", &["telemetry"]),
         ("hub/bench", &["hub", "proto", "serve", "telemetry", "store", "broker"]),
         ("serve", &["proto", "hub", "store", "broker", "telemetry", "shutdown"]),
-        ("load", &["proto", "result", "telemetry", "shutdown"]),
-        ("probe", &["proto", "result", "telemetry", "shutdown"]),
+        ("load", &["bearer", "proto", "result", "telemetry", "shutdown"]),
+        ("probe", &["bearer", "proto", "result", "telemetry", "shutdown"]),
         ("result", &[]),
         ("compare", &["load", "report", "result", "shutdown", "telemetry"]),
         ("report", &["result"]),

@@ -79,7 +79,14 @@ impl UserLink {
             Channel::Post => State::Http,
             Channel::Send => {
                 upgrade(&target.authority, &target.prefix, &mut outbox);
-                State::Upgrade { connect: client::connect(host(&target.authority), heartbeat_ms, heartbeat_ms) }
+                State::Upgrade {
+                    connect: client::connect(
+                        host(&target.authority),
+                        heartbeat_ms,
+                        heartbeat_ms,
+                        target.authorization.as_deref(),
+                    ),
+                }
             }
         };
         let (last_read_us, last_beat_us) = (now, now);
@@ -91,8 +98,12 @@ impl UserLink {
     pub(super) fn request(&mut self, target: &Target, post: PostId, number: u32, key: Option<&str>) {
         match &mut self.state {
             State::Http => {
-                let Target { authority, prefix, .. } = target;
-                let _ = write!(self.outbox, "POST {prefix}/posts/{post}/likes HTTP/1.1\r\nHost: {authority}\r\n");
+                let Target { authority, prefix, authorization, .. } = target;
+                let authorization = Target::authorization_line(authorization.as_deref());
+                let _ = write!(
+                    self.outbox,
+                    "POST {prefix}/posts/{post}/likes HTTP/1.1\r\nHost: {authority}\r\n{authorization}"
+                );
                 if let Some(key) = key {
                     let _ = write!(self.outbox, "Idempotency-Key: {key}\r\n");
                 }

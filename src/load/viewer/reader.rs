@@ -284,6 +284,7 @@ impl Reader {
             transport: self.options.transport,
             authority: &target.authority,
             prefix: &target.prefix,
+            authorization: target.authorization.as_deref(),
             post: self.options.posts[post],
             last_id: &viewer.last_id,
             heartbeat_ms: u32::try_from(self.options.heartbeat.as_millis()).unwrap_or(u32::MAX),

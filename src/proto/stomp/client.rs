@@ -149,11 +149,14 @@ fn read<'a>(head: &'a str, body: &'a [u8]) -> Option<Incoming<'a>> {
     })
 }
 
-/// CONNECT for 1.2, with heart-beats offered in milliseconds (`send`: we can, `want`: we would like).
+/// CONNECT for 1.2, with heart-beats offered in milliseconds (`send`: we can, `want`: we would like) and a token, as `Bearer …`.
 #[must_use]
-pub fn connect(host: &str, send: u32, want: u32) -> Vec<u8> {
-    let text = format!("CONNECT\naccept-version:1.2,1.1,1.0\nhost:{host}\nheart-beat:{send},{want}\n\n\0");
-    text.into_bytes()
+pub fn connect(host: &str, send: u32, want: u32, authorization: Option<&str>) -> Vec<u8> {
+    let mut text = format!("CONNECT\naccept-version:1.2,1.1,1.0\nhost:{host}\nheart-beat:{send},{want}\n");
+    if let Some(authorization) = authorization {
+        text += &format!("Authorization:{authorization}\n");
+    }
+    finish(text, None)
 }
 
 /// SUBSCRIBE to a post's likes. `last_version` is the message-id of the last MESSAGE, on a resume.
@@ -244,7 +247,7 @@ mod tests {
     fn what_a_client_writes_is_a_frame() {
         let post = PostId::new(7).unwrap();
         for wire in [
-            connect("localhost", 0, 0),
+            connect("localhost", 0, 0, Some("Bearer e.y.J")),
             subscribe("0", post, Some("00000001.7.9"), Some("r")),
             subscribe_replies("1", None),
             like(post, false, "c", None, None),
