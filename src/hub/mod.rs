@@ -159,6 +159,8 @@ pub struct EngineOptions {
     pub slice: usize,
     /// The core the thread is pinned to.
     pub cpu: Option<usize>,
+    /// Laboratory only: called when half of the first update is written to a viewer's socket; does not return.
+    pub half_written: Option<fn()>,
     /// The epoch at the start; see [`Hub::renew`].
     pub epoch: Epoch,
 }
@@ -174,6 +176,7 @@ impl Default for EngineOptions {
             max_pending: 512 * 1024,
             slice: 256,
             cpu: None,
+            half_written: None,
             epoch: Epoch(0),
         }
     }

@@ -194,7 +194,7 @@ pub struct Config {
     #[arg(long, hide = true)]
     pub describe_metrics: bool,
 
-    /// Laboratory only: the process kills itself at the first like that comes to this place
+    /// Laboratory only: the process kills itself at the first like or update that comes to this place
     #[arg(long, env = "PUSHLAB_FAIL_AT", value_enum, value_name = "PLACE", hide = true)]
     pub fail_at: Option<FailAt>,
 }

@@ -25,6 +25,7 @@ mod relay;
 mod turns;
 
 pub use fail::FailAt;
+pub(super) use fail::die;
 
 /// Likes under way at most; more are refused at once ([`StoreError::Overloaded`]).
 const IN_FLIGHT: usize = 2_048;
@@ -108,6 +109,10 @@ impl Likes {
                     if outcome.committed_at > 0 && !outcome.replayed {
                         let Stages { lock_us, commit_us } = outcome.stages;
                         request.trace.committed(outcome.committed_at, lock_us, commit_us);
+                    }
+                    if likes.fail_at == Some(FailAt::BeforeAnswer) {
+                        likes.broker.drain(Duration::from_secs(2)).await;
+                        die();
                     }
                 }
                 Err(StoreError::OutcomeUnknown { .. }) => likes.find_out_later(request.post, unix_micros()),

@@ -16,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::app::{App, Parts};
 use super::auth::Auth;
 use super::drain::{self, Drained};
+use super::likes::{FailAt, die};
 use super::relay::Relay;
 use super::tls::Tls;
 use super::watch::{Sink, Watch, WatchOptions};
@@ -224,6 +225,9 @@ fn hub(config: &Config, epoch: Epoch) -> anyhow::Result<Hub<Wire>> {
     };
     let (write_timeout, idle_cut, flush) = (config.write_timeout, config.idle_cut, config.flush);
     let mut options = EngineOptions { mailbox, flush, write_timeout, idle_cut, epoch, ..EngineOptions::default() };
+    if config.fail_at == Some(FailAt::MidWrite) {
+        options.half_written = Some(die);
+    }
     if config.conformance {
         // An echo of the largest message has to wait somewhere.
         options.max_pending = 4 * limits::CONFORMANCE_MESSAGE;

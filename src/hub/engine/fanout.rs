@@ -218,7 +218,14 @@ impl<P: Protocol> Engine<P> {
         let private = conn.protocol.encode_private(&update, viewer.slot);
         let wrote = match &private {
             Some(bytes) => conn.write(bytes, true, self.tick),
-            None => conn.write(topic.encoded.get(viewer.format, topic.serial, &update), false, self.tick),
+            None => {
+                let bytes = topic.encoded.get(viewer.format, topic.serial, &update);
+                if let Some(die) = self.options.half_written {
+                    conn.write(&bytes.slice(..bytes.len() / 2), false, self.tick);
+                    die();
+                }
+                conn.write(bytes, false, self.tick)
+            }
         };
         let counters = self.counters.of_mut(conn.protocol.transport());
         match wrote {
