@@ -234,9 +234,7 @@ impl App {
     /// When a stream that begins now has to end: as `--max-age` says, ± 20 %, so that they do not end together; and never
     /// later than what its user has shown.
     pub(super) fn lifetime(&self, user: Option<&Identity>) -> Lifetime {
-        let age = self.config.max_age;
-        let age = (!age.is_zero()).then(|| age.mul_f64(rand::random_range(0.8..=1.2)));
-        let lifetime = Lifetime::of(age);
+        let lifetime = Lifetime::around(self.config.max_age);
         user.map_or(lifetime, |user| lifetime.until(user.expires))
     }
 }

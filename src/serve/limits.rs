@@ -52,6 +52,12 @@ impl Lifetime {
         Self { ends_at: max_age.map(|age| Instant::now() + age), why: CloseReason::MaxAge }
     }
 
+    /// Ends `max_age` from now, ± 20 %; zero: no end.
+    #[must_use]
+    pub fn around(max_age: Duration) -> Self {
+        Self::of((!max_age.is_zero()).then(|| max_age.mul_f64(rand::random_range(0.8..=1.2))))
+    }
+
     /// Ends when its user's token does, if that is earlier.
     #[must_use]
     pub fn until(self, expires: SystemTime) -> Self {
@@ -153,6 +159,21 @@ mod tests {
         assert_eq!(Lifetime::of(Some(hour)).until(late).over(end), Some(CloseReason::MaxAge));
         assert_eq!(Lifetime::of(None).until(soon).over(Instant::now()), None);
         assert_eq!(Lifetime::of(None).until(SystemTime::UNIX_EPOCH).over(end), Some(CloseReason::Expired));
+    }
+
+    #[test]
+    fn streams_of_one_moment_do_not_end_in_one() {
+        assert_eq!(Lifetime::around(Duration::ZERO).ends_at, None);
+        let hour = Duration::from_secs(3600);
+        let (mut ends, begun) = (Vec::new(), Instant::now());
+        ends.extend((0..1_000).map(|_| Lifetime::around(hour).ends_at.unwrap()));
+        ends.sort();
+        assert!(ends[0] >= begun + hour.mul_f64(0.8) && ends[999] <= Instant::now() + hour.mul_f64(1.2));
+        // Uniform: a tenth of the streams in each tenth of the spread, give or take.
+        for tenth in 1..10_u32 {
+            let before = ends.iter().filter(|end| **end < begun + hour.mul_f64(0.8 + 0.04 * f64::from(tenth))).count();
+            assert!(before.abs_diff(100 * tenth as usize) < 80, "{before} of 1,000 in {tenth} tenths");
+        }
     }
 
     #[tokio::test]

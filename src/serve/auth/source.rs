@@ -1,6 +1,6 @@
 //! The current keys, and reading them again: by and by, and when a token names a key that is not there.
 //!
-//! Invariant: whatever tokens arrive, a JWKS is asked for at most once per [`PAUSE`], and what was known stays when it fails.
+//! Invariant: whatever tokens arrive, they cause a reading of the JWKS at most once per [`PAUSE`], and what was known stays when it fails.
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,6 +16,8 @@ use super::keys::KeySet;
 
 /// Shortest time between two readings that tokens cause.
 const PAUSE: Duration = Duration::from_secs(10);
+/// Shortest time between two readings by and by.
+const SHORTEST: Duration = Duration::from_secs(1);
 /// A reading must end within this.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest JWKS, bytes.
@@ -82,7 +84,7 @@ impl Keys {
         let Some(source) = &self.source else { return };
         loop {
             // Pods that started together do not ask together.
-            tokio::time::sleep(every.max(PAUSE).mul_f64(rand::random_range(0.8..=1.2))).await;
+            tokio::time::sleep(every.max(SHORTEST).mul_f64(rand::random_range(0.8..=1.2))).await;
             self.read(source).await;
         }
     }
