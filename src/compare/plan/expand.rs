@@ -67,6 +67,7 @@ pub struct Planned {
 fn default_metric(question: &str) -> &'static str {
     match question {
         "Q4" => "figures.max_over_mean",
+        "Q10" => "due_to_answer.p50",
         "Q12" => "healed_ms.0",
         "Q13" => "commit_to_arrival.p99",
         _ => "commit_to_arrival.p50",
@@ -326,6 +327,7 @@ fn only(grid: &Grid, factor: Factor, level: usize) -> Grid {
         Factor::Rate => one.rate = vec![grid.rate[level]],
         Factor::MaxAge => one.max_age = vec![grid.max_age[level]],
         Factor::SlowReaders => one.slow_readers = vec![grid.slow_readers[level]],
+        Factor::PodFlags => one.pod_flags = vec![grid.pod_flags[level].clone()],
     }
     one
 }

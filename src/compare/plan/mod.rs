@@ -298,6 +298,8 @@ pub enum Factor {
     MaxAge,
     /// `slow_readers`.
     SlowReaders,
+    /// `pod_flags`.
+    PodFlags,
 }
 
 impl Factor {
@@ -314,6 +316,7 @@ impl Factor {
             Self::Rate => "rate",
             Self::MaxAge => "max_age",
             Self::SlowReaders => "slow_readers",
+            Self::PodFlags => "pod_flags",
         }
     }
 }
@@ -536,6 +539,7 @@ impl Grid {
             Factor::Rate => self.rate.len(),
             Factor::MaxAge => self.max_age.len(),
             Factor::SlowReaders => self.slow_readers.len(),
+            Factor::PodFlags => self.pod_flags.len(),
         }
     }
 }
