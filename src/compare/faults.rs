@@ -39,12 +39,14 @@ pub enum Fault {
     Start(Target),
     /// The edge reads its configuration again, unchanged.
     ReloadEdge,
-    /// One pod more.
-    AddPod,
+    /// So many pods more.
+    AddPods(u32),
     /// Another transaction takes the lock of the newest post's row.
     LockRow,
     /// It lets go.
     FreeRow,
+    /// Every pod is replaced by a new one, as many at a time as the Deployment allows.
+    Restart,
     /// Every packet of the path is dropped, in both directions, without an answer.
     Blackhole(Path),
     /// Packets pass again.
@@ -79,7 +81,7 @@ impl Fault {
     /// Whether it has taken hold only once it was done (and not as soon as it began).
     #[must_use]
     pub const fn counts_from_its_end(&self) -> bool {
-        matches!(self, Self::AddPod | Self::Start(_) | Self::LockRow)
+        matches!(self, Self::AddPods(_) | Self::Start(_) | Self::LockRow)
     }
 
     /// Does it.
@@ -92,6 +94,9 @@ impl Fault {
         deployment: &mut Deployment,
         planned: &Planned,
     ) -> anyhow::Result<Done> {
+        if let Some(cluster) = stack.cluster.clone() {
+            return cluster.inject(self, deployment).await;
+        }
         let done = |label: String| Done { label, in_vain: None };
         let label = match self {
             Self::Kill(target) => {
@@ -127,9 +132,13 @@ impl Fault {
                 let in_vain = (!renewed).then(|| "the edge has no new worker after its reload".into());
                 return Ok(Done { label: label.into(), in_vain });
             }
-            Self::AddPod => {
-                let (pod, how) = stack.add_pod(deployment, planned).await?;
-                format!("{pod} added, {how}")
+            Self::AddPods(count) => {
+                let mut label = String::new();
+                for _ in 0..*count {
+                    let (pod, how) = stack.add_pod(deployment, planned).await?;
+                    label = format!("{pod} added, {how}");
+                }
+                label
             }
             Self::LockRow => {
                 let database = stack.database.as_ref().context("there is no database whose rows could be locked")?;
@@ -145,6 +154,7 @@ impl Fault {
                 holder.close().await?;
                 "the row free again".into()
             }
+            Self::Restart => bail!("only a cluster replaces pods by itself"),
             Self::Blackhole(path) => {
                 namespace::drop_packets(&path.port(deployment)?)?;
                 format!("{} black-holed", path.title())

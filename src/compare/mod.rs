@@ -2,6 +2,8 @@
 
 /// What this machine can do at most.
 pub mod calibrate;
+/// Holds the parts of one run together.
+pub mod conduct;
 /// A proxy of ours that holds events for a known time.
 pub mod delay_proxy;
 /// nginx and HAProxy before the pods.
@@ -42,6 +44,7 @@ use calibrate::Capacity;
 use observe::prometheus::Observer;
 use plan::{Plan, Planned, estimate};
 use runner::{Folder, fit, people};
+use stack::kubernetes::{Cluster, Options};
 use stack::remote::Urls;
 use stack::services::Service;
 use stack::{Cpus, Kind, Stack};
@@ -58,13 +61,14 @@ const OBSERVED: &str = "A Prometheus and its exporters watched once per second f
 #[derive(Debug, Clone, clap::Args)]
 #[command(
     after_help = "Plans: quick (a minute), seed (the original notes' matrix, 38 min), full (eight pairs per claim, \
-    two hours and a half), faults (everything that can fail here, 20 min), incidents (three of them, for --observe, 3 min), or a file that ends in .toml. A run that was interrupted goes on with the same --out."
+    two hours and a half), faults (everything that can fail here, 20 min), incidents (three of them, for --observe, 3 min), \
+    kind (for --stack kubernetes on a small cluster, 12 min), or a file that ends in .toml. A run that was interrupted goes on with the same --out."
 )]
 pub struct Config {
     /// What to run on; by default `local` when its servers are installed, else `embedded`
     #[arg(long, value_enum)]
     pub stack: Option<Kind>,
-    /// quick, seed, full, faults, incidents, or FILE.toml
+    /// quick, seed, full, faults, incidents, kind, or FILE.toml
     #[arg(long, default_value = "quick", value_name = "PLAN")]
     pub plan: String,
     /// Only the cells of this question: Q1, Q2, Q4, Q12, Q13
@@ -85,6 +89,9 @@ pub struct Config {
     /// Print the cells in their order and the estimated duration, run nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// The cluster
+    #[command(flatten)]
+    pub kubernetes: Options,
 }
 
 /// Runs it until done or `shutdown`.
@@ -107,7 +114,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         }
         Service::Prometheus.require()?;
     }
-    let (cells, mut notes) = cells(&plan, kind, config.question.as_deref())?;
+    let cluster = match kind {
+        Kind::Kubernetes => Some(Cluster::connect(&config.kubernetes).await?),
+        _ => None,
+    };
+    let (cells, mut notes) = cells(&plan, kind, cluster.as_ref(), config.question.as_deref())?;
+    let why = cluster.as_ref().map_or(why, Cluster::place);
     let cuts_paths = cells.iter().any(|cell| cell.fault.is_some_and(plan::FaultKind::needs_namespace));
     if cuts_paths && !config.dry_run && !namespace::inside() {
         namespace::enter()?;
@@ -123,7 +135,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         notes.push("All of it ran in a network namespace of its own, in which packets can be dropped.".into());
     }
     notes.insert(0, format!("Stack {}: {why}.", kind.name()));
-    let cpus = Cpus::from_plan(&plan.cpus)?;
+    notes.extend(cluster.iter().flat_map(Cluster::notes));
+    let cpus = if cluster.is_some() { Cpus::default() } else { Cpus::from_plan(&plan.cpus)? };
     println!("plan {}: {} cells, about {}", plan.name, cells.len(), people(estimate(&cells)));
     if config.dry_run {
         for cell in &cells {
@@ -139,6 +152,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         remote.check().await?;
     }
     let mut stack = Stack::start(kind, cpus, remote).await.context("the stack does not come up")?;
+    stack.cluster = cluster;
     let done = async {
         if config.observe {
             let observer =
@@ -153,6 +167,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         measure(&config, &plan, &mut stack, &cells, notes, &folder, &shutdown).await
     };
     let done = done.await;
+    if let Some(cluster) = &stack.cluster
+        && let Err(error) = cluster.close().await
+    {
+        eprintln!("the release could not be left as it was found: {error:#}");
+    }
     stack.guardian.end().await;
     let outcome = done?;
     if shutdown.is_cancelled() {
@@ -183,14 +202,22 @@ fn choose(config: &Config) -> (Kind, String) {
 }
 
 /// The plan's cells that this stack can run.
-fn cells(plan: &Plan, kind: Kind, question: Option<&str>) -> anyhow::Result<(Vec<Planned>, Vec<String>)> {
+fn cells(
+    plan: &Plan,
+    kind: Kind,
+    cluster: Option<&Cluster>,
+    question: Option<&str>,
+) -> anyhow::Result<(Vec<Planned>, Vec<String>)> {
     let all = plan.expand(question);
     if all.is_empty() {
         let questions: std::collections::BTreeSet<_> = plan.cells.iter().map(|grid| grid.question.as_str()).collect();
         let questions = Vec::from_iter(questions).join(", ");
         bail!("the plan {} has no cell for {}; it has {questions}", plan.name, question.unwrap_or("any question"));
     }
-    let (cells, notes) = fit(kind, all);
+    let (cells, notes) = fit(kind, cluster, all);
+    if let (true, Some(_)) = (cells.is_empty(), cluster) {
+        bail!("no cell of the plan {} can be run on this release: {}", plan.name, notes.join(" "));
+    }
     if cells.is_empty() {
         bail!("no cell of the plan {} can be run on the {} stack; see `pushlab doctor`", plan.name, kind.name());
     }
@@ -210,7 +237,7 @@ async fn measure(
     let kept = folder.0.join("environment.json");
     let before: Option<Environment> = std::fs::read(&kept).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let mut capacity = None;
-    if stack.kind != Kind::Remote {
+    if !matches!(stack.kind, Kind::Remote | Kind::Kubernetes) {
         let first =
             cells.iter().find(|cell| cell.broken == plan::Broken::None).context("no sound cell to calibrate")?;
         let deployment = stack.deploy(first).await?;
@@ -225,6 +252,11 @@ async fn measure(
         capacity = Some(measured);
     }
     let mut facts = environment::facts();
+    if let Some(cluster) = &stack.cluster {
+        // This machine only holds the threads.
+        facts.retain(|name, _| ["pushlab", "build"].contains(&name.as_str()));
+        facts.extend(cluster.facts());
+    }
     for (name, cpus) in [("cpus of the generator", &stack.cpus.generator), ("cpus of the stack", &stack.cpus.stack)] {
         facts.insert(name.into(), if cpus.is_empty() { "not pinned".into() } else { format!("{cpus:?}") });
     }
@@ -286,6 +318,13 @@ fn finish(path: &Path, kind: Kind, outcome: &runner::Outcome) -> anyhow::Result<
 fn command(config: &Config, kind: Kind) -> String {
     let mut words =
         vec!["pushlab compare".to_owned(), format!("--stack {}", kind.name()), format!("--plan {}", config.plan)];
+    if kind == Kind::Kubernetes {
+        let Options { context, namespace, release, parallelism, load_nodes } = &config.kubernetes;
+        for (flag, value) in [("context", context), ("namespace", namespace), ("release", release)] {
+            words.extend(value.iter().map(|value| format!("--{flag} {value}")));
+        }
+        words.push(format!("--parallelism {parallelism} --load-nodes {}={}", load_nodes.0, load_nodes.1));
+    }
     words.extend(config.question.iter().map(|question| format!("--question {question}")));
     words.extend(config.observe.then(|| "--observe".to_owned()));
     for (flag, urls) in [("--base-url", &config.base_url), ("--admin-url", &config.admin_url)] {

@@ -51,6 +51,9 @@ pub fn rows(kind: Kind, cpus: &Cpus, cells: &[Planned]) -> Vec<ParityRow> {
         same("CPUs of everything else", &list(&cpus.stack), ""),
         same("pods", &cell.pods.to_string(), "as in the first cell; a cell's own number is among its levels"),
     ];
+    if kind == Kind::Kubernetes {
+        rows.push(same("edge, broker, database, nodes", "one release for both", "what runs where is among the facts"));
+    }
     if kind == Kind::Embedded {
         rows.push(same("broker, database", "in process, SQLite", "no proxy, no broker between processes, no row lock"));
     }
@@ -105,7 +108,7 @@ mod tests {
     #[test]
     fn the_command_lines_of_two_arms_differ_in_the_arm_alone() {
         let cpus = Cpus { generator: vec![1], stack: vec![0] };
-        for plan in ["quick", "seed", "full", "faults"] {
+        for plan in ["quick", "seed", "full", "faults", "kind"] {
             for cell in Plan::load(plan).unwrap().0.expand(None) {
                 let [sse, stomp] =
                     [Arm::SsePost, Arm::StompSend].map(|arm| command_lines(&cpus, &Planned { arm, ..cell.clone() }));

@@ -1,6 +1,6 @@
 //! Runs the cells of a plan in their order, saves each one, and resumes where an earlier run stopped.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use super::namespace;
 use super::observe::snapshot;
 use super::plan::{Broken, FaultKind, Planned, Scenario};
 use super::scenario::{balance, buffering, faults, latency, no_stickiness, slow_consumer, slow_reader};
+use super::stack::kubernetes::Cluster;
 use super::stack::{Deployment, Kind, Stack};
 use crate::result::snapshot::Snapshot;
 use crate::result::summary::{RunSummary, Validity, summarize};
@@ -89,7 +90,10 @@ impl Folder {
 /// Leaves out what this stack cannot run. A cell behind an edge that is not there is run directly when the plan has no
 /// direct twin of it and it is in no pair. Returns the cells and sentences about what was changed.
 #[must_use]
-pub fn fit(kind: Kind, mut cells: Vec<Planned>) -> (Vec<Planned>, Vec<String>) {
+pub fn fit(kind: Kind, cluster: Option<&Cluster>, mut cells: Vec<Planned>) -> (Vec<Planned>, Vec<String>) {
+    if let Some(cluster) = cluster {
+        return fit_cluster(cells, |cell| cluster.why_not(cell));
+    }
     let missing = |edge: Edge| match kind {
         Kind::Local => edge.service().is_some_and(|service| service.find().is_none()),
         _ => edge != Edge::Direct,
@@ -103,6 +107,7 @@ pub fn fit(kind: Kind, mut cells: Vec<Planned>) -> (Vec<Planned>, Vec<String>) {
         notes.push(format!("{} cells with a black-holed path are left out: {why}.", before - cells.len()));
     }
     let planned = cells.len();
+    cells.retain(|cell| cell.fault != Some(FaultKind::RolloutRestart));
     if kind != Kind::Local {
         cells.retain(|cell| cell.scenario == Scenario::Latency);
     }
@@ -137,10 +142,29 @@ pub fn fit(kind: Kind, mut cells: Vec<Planned>) -> (Vec<Planned>, Vec<String>) {
     if moved > 0 {
         notes.push(format!("{moved} cells are planned behind a proxy that is not there and go to the pods directly."));
     }
-    for (index, cell) in (0..).zip(&mut cells) {
+    number(&mut cells);
+    (cells, notes)
+}
+
+/// Leaves out what a release cannot do, with every reason once. Nothing is moved: who installs edges wants to see them.
+fn fit_cluster(cells: Vec<Planned>, why_not: impl Fn(&Planned) -> Option<String>) -> (Vec<Planned>, Vec<String>) {
+    let planned = cells.len();
+    let (mut kept, mut reasons) = (Vec::new(), BTreeMap::<String, u32>::new());
+    for cell in cells {
+        match why_not(&cell) {
+            None => kept.push(cell),
+            Some(why) => *reasons.entry(why).or_default() += 1,
+        }
+    }
+    number(&mut kept);
+    let note = |(why, count): (String, u32)| format!("{count} of {planned} cells are left out: {why}.");
+    (kept, reasons.into_iter().map(note).collect())
+}
+
+fn number(cells: &mut [Planned]) {
+    for (index, cell) in (0..).zip(cells) {
         cell.cell.index = index;
     }
-    (cells, notes)
 }
 
 /// Runs what is not finished yet. A line per cell.
@@ -241,6 +265,9 @@ async fn attempt(
     folder: &Folder,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<RunResult> {
+    if let Some((name, text)) = deployment.cluster.as_ref().and_then(|placed| placed.edge.as_ref()) {
+        std::fs::write(folder.0.join("edges").join(name), text)?;
+    }
     if let Some(edge) = &deployment.edge {
         std::fs::write(folder.0.join("edges").join(edge.file_name()), edge.rendered()?)?;
     }
@@ -328,13 +355,29 @@ mod tests {
 
     #[test]
     fn the_embedded_stack_runs_the_matrix_directly_and_says_so() {
-        let (cells, notes) = fit(Kind::Embedded, Plan::load("seed").unwrap().0.expand(None));
+        let (cells, notes) = fit(Kind::Embedded, None, Plan::load("seed").unwrap().0.expand(None));
         assert_eq!(cells.len(), 21);
         assert!(cells.iter().all(|cell| cell.edge.edge == Edge::Direct && cell.cell.id.contains("direct")));
         assert!(notes[0].contains("directly"), "{notes:?}");
-        let (cells, notes) = fit(Kind::Embedded, Plan::load("quick").unwrap().0.expand(None));
+        let (cells, notes) = fit(Kind::Embedded, None, Plan::load("quick").unwrap().0.expand(None));
         assert_eq!(cells.len(), 3, "the direct twins are there already");
         assert!(notes[0].contains("left out"), "{notes:?}");
+    }
+
+    #[test]
+    fn what_a_release_cannot_do_is_left_out_with_each_reason_once() {
+        let cells = Plan::load("kind").unwrap().0.expand(None);
+        let balance = cells.iter().filter(|cell| cell.scenario == Scenario::Balance).count();
+        let all = cells.len();
+        let (kept, notes) = fit_cluster(cells.clone(), |cell| {
+            (cell.scenario == Scenario::Balance).then(|| "nobody may scale".to_owned())
+        });
+        assert_eq!(notes, [format!("{balance} of {all} cells are left out: nobody may scale.")]);
+        assert_eq!(kept.len(), all - balance);
+        assert!((0..).zip(&kept).all(|(index, cell)| cell.cell.index == index));
+        // What only a cluster can do, the local stack does not try.
+        let (local, _) = fit(Kind::Local, None, cells);
+        assert!(local.iter().all(|cell| cell.fault != Some(FaultKind::RolloutRestart)));
     }
 
     #[test]

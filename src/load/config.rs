@@ -1,5 +1,6 @@
 //! Options of `pushlab load`, checked before anything starts.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use serde::Deserialize;
 
 use crate::bearer::BearerArgs;
 use crate::domain::{Arm, PostId};
+use crate::result::merge::Part;
 use crate::result::{Population, RunConfig};
 
 /// Longest run: arrivals are kept as 31 bits of microseconds (2^31 µs = 35.8 min), the rest is for connecting and converging.
@@ -98,6 +100,13 @@ pub struct Config {
     /// The token, when the service asks for one: all likers are its user, whose every POST and SEND counts
     #[command(flatten)]
     pub bearer: BearerArgs,
+    /// Make only this part of the load, for example 2/3: of everything every third, from the second on. The other parts are
+    /// other processes with the same flags, and --control brings them together
+    #[arg(long, value_name = "K/N", default_value_t = Part::WHOLE)]
+    pub part: Part,
+    /// Wait here to be told to begin, to take stock, and to end: what `compare --stack kubernetes` does
+    #[arg(long, value_name = "ADDR", env = "PUSHLAB_LOAD_CONTROL")]
+    pub control: Option<SocketAddr>,
     /// How to show progress
     #[arg(long, value_enum, default_value = "auto")]
     pub progress: Progress,
@@ -178,6 +187,11 @@ impl Config {
             "--heartbeat and --like-timeout must not be 0"
         );
         ensure!(self.population_sigma >= 0.0 && self.population_sigma <= 4.0, "--population-sigma must be from 0 to 4");
+        ensure!(
+            self.part.is_whole() || self.control.is_some() && !self.post_ids.is_empty(),
+            "--part {} needs --post-ids, since all parts like the same posts, and --control, where they are brought together",
+            self.part
+        );
         ensure!(self.population_mean.is_none_or(|mean| !mean.is_zero()), "--population-mean must not be 0");
         Ok(())
     }
@@ -221,6 +235,7 @@ impl Config {
             slow_readers: self.slow_readers,
             heartbeat_s: self.heartbeat.as_secs_f64(),
             sse_client: Some(self.sse_client.name().to_owned()).filter(|_| self.sse_client != SseClient::Fetch),
+            part: Some(self.part).filter(|part| !part.is_whole()),
         }
     }
 }

@@ -6,6 +6,8 @@ mod api;
 mod clock;
 /// Its options.
 mod config;
+/// Where parts of one run are brought together.
+mod control;
 /// A client's HTTP/1.1.
 mod http;
 /// Who likes.
@@ -32,6 +34,8 @@ mod viewer;
 mod wire;
 
 pub use config::{Config, Progress, Schedule, SseClient};
+pub use control::Gate;
+pub use pods::{Scrape, differences, scrape_all};
 
 /// Runs it until done or `shutdown`: exit 0 also when the run is INVALID (its file says so), 3 on a ledger violation.
 ///

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::result::PodCounters;
 
 /// One scrape: Prometheus name with labels → value; none: the pod could not be asked.
-pub(super) type Scrape = Option<BTreeMap<String, f64>>;
+pub type Scrape = Option<BTreeMap<String, f64>>;
 
 /// Asks one pod.
 async fn scrape(client: &reqwest::Client, admin_url: &str) -> Scrape {
@@ -16,7 +16,7 @@ async fn scrape(client: &reqwest::Client, admin_url: &str) -> Scrape {
 }
 
 /// Asks all pods, in order.
-pub(super) async fn scrape_all(client: &reqwest::Client, admin_urls: &[String]) -> Vec<Scrape> {
+pub async fn scrape_all(client: &reqwest::Client, admin_urls: &[String]) -> Vec<Scrape> {
     let mut all = Vec::with_capacity(admin_urls.len());
     for url in admin_urls {
         all.push(scrape(client, url).await);
@@ -34,7 +34,7 @@ fn parse(text: &str) -> BTreeMap<String, f64> {
 
 /// What happened in between. A pod that was not there before begins at zero; one that is not there after, or counts less
 /// than before (another process now), is not complete.
-pub(super) fn differences(admin_urls: &[String], before: &[Scrape], after: Vec<Scrape>) -> Vec<PodCounters> {
+pub fn differences(admin_urls: &[String], before: &[Scrape], after: Vec<Scrape>) -> Vec<PodCounters> {
     let pairs = admin_urls.iter().zip(before).zip(after);
     pairs.map(|((url, before), after)| difference(url, before.as_ref(), after)).collect()
 }

@@ -10,6 +10,7 @@ use hdrhistogram::Histogram;
 use tokio_util::sync::CancellationToken;
 
 use super::config::{Config, SseClient};
+use super::control::{Control, Gate};
 use super::liker::{Channel, Liked, LikerOptions, Likers};
 use super::progress::Display;
 use super::recorder::{self, Recorder, Shared};
@@ -19,6 +20,7 @@ use super::{api, limits, pacer, pods};
 use crate::affinity;
 use crate::bearer;
 use crate::domain::{Arm, PostId, Transport};
+use crate::result::summary::Account;
 use crate::result::{self, FORMAT, GeneratorHealth, Header, RunResult, file, ledger};
 
 /// The exit code that says: the ledger found a violation.
@@ -32,16 +34,27 @@ const CLOCK_STEP_US: i64 = 500;
 /// A message for the user.
 pub(super) async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<ExitCode> {
     config.validate()?;
+    let control = match config.control {
+        Some(address) => Some(Control::listen(address, config.out.clone()).await?),
+        None => None,
+    };
     let run = tokio::select! {
-        run = measure(&config) => run?,
+        run = measure(&config, control.as_ref()) => run?,
         () = shutdown.cancelled() => bail!("interrupted: no run file was written"),
     };
-    let out = config.out.clone();
+    let (out, part) = (config.out.clone(), config.part);
     let account = tokio::task::spawn_blocking(move || {
         file::write(&out, &run)?;
-        anyhow::Ok(ledger::account(&run))
+        // A part alone knows neither the others' likes nor their viewers.
+        anyhow::Ok(if part.is_whole() { ledger::account(&run) } else { Account::default() })
     });
     let account = account.await??;
+    if let Some(control) = &control {
+        tokio::select! {
+            passed = control.pass(Gate::Saved) => { passed?; }
+            () = shutdown.cancelled() => {}
+        }
+    }
     for violation in &account.violations {
         eprintln!("load: VIOLATION {violation}");
     }
@@ -57,7 +70,7 @@ impl Drop for StopOnDrop {
     }
 }
 
-async fn measure(config: &Config) -> anyhow::Result<RunResult> {
+async fn measure(config: &Config, control: Option<&Control>) -> anyhow::Result<RunResult> {
     let streams = if config.stream_url.is_empty() { &config.base_url } else { &config.stream_url };
     let bearer = config.bearer.read()?;
     let stream_targets = Target::parse_all(streams, bearer.as_ref())?;
@@ -69,6 +82,8 @@ async fn measure(config: &Config) -> anyhow::Result<RunResult> {
         config.length(),
         config.seed,
     );
+    // Every viewer keeps its number: what it watches and where it connects to is as in the whole.
+    plan.retain(|visit| config.part.takes(visit.viewer as usize));
     // Populations come and go: at most a few times their mean are there at once.
     let at_once =
         (u64::from(config.viewers) * if config.population_mean.is_some() { 3 } else { 1 }).min(plan.len() as u64);
@@ -90,6 +105,7 @@ async fn measure(config: &Config) -> anyhow::Result<RunResult> {
 
     let shared = Arc::new(Shared::new());
     let due = pacer::schedule(config.schedule, config.rate, config.post_count(), config.length(), config.seed);
+    let due: Vec<_> = due.into_iter().enumerate().filter(|(i, _)| config.part.takes(*i)).map(|(_, due)| due).collect();
     let first_viewers = plan.iter().filter(|visit| visit.arrives_us.is_none()).count();
     let threads = config.cpus.len().clamp(1, plan.len().max(1));
     let viewers = Viewers::start(
@@ -103,8 +119,11 @@ async fn measure(config: &Config) -> anyhow::Result<RunResult> {
     let display = Display::new(config.progress, config.length().as_secs());
     wait_until_connected(config, first_viewers, &shared, &viewers, &likers, &display).await?;
 
-    // Everything is up: the run begins, a little later so that the first likes are not late.
-    let start = shared.clock.now() + 50_000;
+    // Everything is up: the run begins, a little later so that the first likes are not late; all its parts at once.
+    let soon = shared.clock.now() + 50_000;
+    let told = pass(control, Gate::Connected).await?;
+    let start = told.map_or(soon, |unix_us| shared.clock.relative(unix_us));
+    let too_late = told.is_some() && start < shared.clock.now();
     let at = |duration: Duration| start + u32::try_from(duration.as_micros()).unwrap_or(u32::MAX / 2);
     let ends = [at(config.warmup), at(config.warmup + config.measure), at(config.length())];
     shared.window[0].store(ends[0], Ordering::Relaxed);
@@ -127,7 +146,10 @@ async fn measure(config: &Config) -> anyhow::Result<RunResult> {
     let patience = if config.idempotent { config.converge.max(config.like_timeout) } else { config.like_timeout };
     drain_likes(patience + Duration::from_millis(500), &likers, &shared).await;
     let liked = likers.stop()?;
+    // No part may ask for the final values before the last like of all has its outcome, or leave before all have seen them.
+    pass(control, Gate::Liked).await?;
     let (finals, converged) = converge(config, &client, &posts, &viewers).await?;
+    pass(control, Gate::Converged).await?;
     let after = pods::scrape_all(&admin, &config.admin_url).await;
     let step = shared.clock.step_us();
     let recorders = viewers.stop()?;
@@ -135,6 +157,9 @@ async fn measure(config: &Config) -> anyhow::Result<RunResult> {
 
     if step.abs() > CLOCK_STEP_US {
         health.problems.push(format!("the clock was stepped by {step} µs during the run"));
+    }
+    if too_late {
+        health.problems.push("it was told to begin at a time that had passed".into());
     }
     fill_health(&mut health, config, &liked, &recorders);
     let (sessions, events, arrivals) = recorder::merge(recorders);
@@ -159,16 +184,24 @@ async fn measure(config: &Config) -> anyhow::Result<RunResult> {
     Ok(RunResult { header, likes: liked.likes, events, arrivals })
 }
 
+/// Waits at a gate, if there are any; when to go on, in Unix µs, where that was said.
+async fn pass(control: Option<&Control>, gate: Gate) -> anyhow::Result<Option<u64>> {
+    match control {
+        Some(control) => control.pass(gate).await,
+        None => Ok(None),
+    }
+}
+
 fn viewer_options(config: &Config, targets: Vec<Target>, posts: Vec<PostId>) -> ViewerOptions {
     ViewerOptions {
         transport: config.arm.transport(),
         targets,
         posts,
         heartbeat: config.heartbeat,
-        connect_rate: config.connect_rate,
+        connect_rate: config.connect_rate.div_ceil(config.part.of),
         gzip: config.accept_gzip && config.arm.transport() == Transport::Sse,
         client: if config.arm.transport() == Transport::Sse { config.sse_client } else { SseClient::Fetch },
-        seed: config.seed,
+        seed: config.seed.wrapping_add(1_000 * u64::from(config.part.number - 1)),
     }
 }
 
@@ -177,12 +210,14 @@ fn liker_options(config: &Config, targets: Vec<Target>, posts: Vec<PostId>, shar
         channel: if config.arm == Arm::StompSend { Channel::Send } else { Channel::Post },
         targets,
         posts,
-        likers: if config.rate > 0.0 { config.likers } else { 0 },
+        likers: if config.rate > 0.0 { config.part.share(config.likers).max(1) } else { 0 },
         timeout: config.like_timeout,
-        keys: config.idempotent.then(|| format!("{:x}-{:x}", shared.clock.origin_us, std::process::id())),
+        keys: config
+            .idempotent
+            .then(|| format!("{:x}-{:x}-{}", shared.clock.origin_us, std::process::id(), config.part.number)),
         heartbeat: config.heartbeat,
-        connect_rate: config.connect_rate,
-        seed: config.seed,
+        connect_rate: config.connect_rate.div_ceil(config.part.of),
+        seed: config.seed.wrapping_add(1_000 * u64::from(config.part.number - 1)),
     }
 }
 
@@ -206,7 +241,7 @@ async fn wait_until_connected(
     display: &Display,
 ) -> anyhow::Result<()> {
     let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
-    let wanted_likers = if config.rate > 0.0 { config.likers } else { 0 };
+    let wanted_likers = if config.rate > 0.0 { config.part.share(config.likers).max(1) } else { 0 };
     let connecting = u64::from(wanted.max(wanted_likers)) / u64::from(config.connect_rate);
     let deadline = Instant::now() + Duration::from_secs(20 + 2 * connecting);
     let mut show_at = Instant::now() + Duration::from_secs(1);

@@ -97,12 +97,15 @@ fn name(column: &Column<'_>) -> String {
         "proxy-reload" => "proxy reloaded",
         "blackhole-edge-pod" => "no packet between edge and pod",
         "blackhole-viewer-edge" => "no packet between viewers and edge",
+        "rollout-restart" => "every pod replaced (rollout restart)",
         other => other,
     };
     let mut name = fault.to_owned();
     match level("hold") {
         "" => {}
-        hold if level("fault").ends_with("restart") => name.push_str(&format!(" after {hold}")),
+        hold if ["nats-restart", "database-restart"].contains(&level("fault")) => {
+            name.push_str(&format!(" after {hold}"))
+        }
         hold => name.push_str(&format!(" for {hold}")),
     }
     name.push_str(&format!(" · {}", column.arm.title()));

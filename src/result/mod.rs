@@ -12,6 +12,8 @@ mod index;
 pub mod k6;
 /// Joins likes, events and arrivals into classes and proves that nothing was lost or counted twice.
 pub mod ledger;
+/// One run of the parts several generators made.
+pub mod merge;
 /// Noticing and healing.
 mod outage;
 /// What Prometheus saw of a run.
@@ -153,6 +155,9 @@ pub struct RunConfig {
     /// What the SSE viewers emulate, if not a client that sees every byte: `native`, `watchdog`, `named-heartbeat`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sse_client: Option<String>,
+    /// Which part of the run this file is, if not the whole: its likes and viewers are every n-th of those above.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part: Option<merge::Part>,
 }
 
 impl Default for RunConfig {
@@ -175,6 +180,7 @@ impl Default for RunConfig {
             slow_readers: 0,
             heartbeat_s: 10.0,
             sse_client: None,
+            part: None,
         }
     }
 }

@@ -21,6 +21,16 @@ rate = [10]
 viewers = [5]
 "#;
 
+/// A cluster that is not there.
+const KUBECONFIG: &str = r"
+apiVersion: v1
+kind: Config
+current-context: lab
+clusters: [{name: lab, cluster: {server: 'http://127.0.0.1:1'}}]
+users: [{name: lab, user: {token: t}}]
+contexts: [{name: lab, context: {cluster: lab, user: lab, namespace: lab}}]
+";
+
 fn compare(folder: &Path, args: &[&str]) -> Command {
     std::fs::write(folder.join("plan.toml"), PLAN).unwrap();
     let mut command = Command::new(PUSHLAB);
@@ -74,15 +84,26 @@ fn nothing_is_left_when_it_is_killed_in_mid_run() {
 fn what_cannot_be_is_told_in_one_line() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("plan.toml"), PLAN).unwrap();
+    let kubeconfig = folder.path().join("kubeconfig");
+    std::fs::write(&kubeconfig, KUBECONFIG).unwrap();
+    let bare = Command::new(PUSHLAB)
+        .args(["compare", "--stack", "kubernetes"])
+        .env("KUBECONFIG", "/nowhere")
+        .output()
+        .unwrap();
+    let error = said(&bare);
+    assert!(error.contains("no usable kubeconfig in /nowhere") && error.contains("kind create cluster"), "{error}");
     for (args, needed) in [
         (&["--plan", "no.toml"][..], "cannot read the plan no.toml"),
         (&["--question", "Q9"], "it has Q1"),
         (&["--stack", "remote"], "needs --base-url"),
         (&["--stack", "remote", "--base-url", "http://127.0.0.1:1"], "http://127.0.0.1:1 does not answer"),
         (&["--out", "/proc/nowhere"], "give another folder by --out"),
+        (&["--stack", "kubernetes"], "the API server cannot be reached"),
+        (&["--stack", "kubernetes", "--context", "prod"], "the kubeconfig has no context prod; it has lab"),
     ] {
         let mut command = Command::new(PUSHLAB);
-        command.arg("compare").current_dir(folder.path()).args(args);
+        command.arg("compare").current_dir(folder.path()).args(args).env("KUBECONFIG", &kubeconfig);
         if !args.contains(&"--plan") {
             command.args(["--plan", "plan.toml"]);
         }

@@ -13,6 +13,7 @@ mod likes;
 mod load;
 mod observe;
 mod page;
+mod parts;
 mod pod;
 mod pod_process;
 mod proxy;

@@ -57,6 +57,8 @@ pub struct Planned {
     pub pod_flags: String,
     /// Heartbeat period.
     pub heartbeat: Duration,
+    /// Pods that are added in the middle (`balance`).
+    pub add_pods: u32,
     /// Viewers that come and go: mean session length and σ.
     pub population: Option<(Duration, f64)>,
     /// Seed of its due times and choices; the same for all members of a block.
@@ -194,6 +196,7 @@ impl Plan {
         special("anti_entropy", switch.into(), fault.is_none() && anti_entropy == Switch::On);
         special("sse_client", sse_client.name().into(), sse_client == SseClient::Fetch);
         special("pod_flags", pod_flags.clone(), pod_flags.is_empty());
+        special("add_pods", grid.add_pods.to_string(), grid.add_pods == 1);
         special("slow_readers", slow_readers.to_string(), grid.scenario != Scenario::SlowConsumer);
         let beat = humantime::format_duration(grid.heartbeat).to_string();
         special("heartbeat", beat, grid.heartbeat == Duration::from_secs(10));
@@ -237,6 +240,7 @@ impl Plan {
             slow_readers,
             pod_flags,
             heartbeat: grid.heartbeat,
+            add_pods: grid.add_pods,
             population: grid.population_mean.map(|mean| (mean, grid.population_sigma)),
             seed: 0,
         }

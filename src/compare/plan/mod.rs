@@ -18,12 +18,13 @@ pub mod expand;
 pub use expand::{Planned, estimate};
 
 /// Plans that come with the program: name → text.
-pub const PRESETS: [(&str, &str); 5] = [
+pub const PRESETS: [(&str, &str); 6] = [
     ("quick", include_str!("../plans/quick.toml")),
     ("seed", include_str!("../plans/seed.toml")),
     ("full", include_str!("../plans/full.toml")),
     ("faults", include_str!("../plans/faults.toml")),
     ("incidents", include_str!("../plans/incidents.toml")),
+    ("kind", include_str!("../plans/kind.toml")),
 ];
 
 /// A plan.
@@ -135,6 +136,8 @@ pub enum FaultKind {
     BlackholeEdgePod,
     /// No packet passes between viewers and the edge for `hold`.
     BlackholeViewerEdge,
+    /// Every pod is replaced by a new one (`kubectl rollout restart`).
+    RolloutRestart,
 }
 
 impl FaultKind {
@@ -152,6 +155,7 @@ impl FaultKind {
             Self::RowLock => "row-lock",
             Self::BlackholeEdgePod => "blackhole-edge-pod",
             Self::BlackholeViewerEdge => "blackhole-viewer-edge",
+            Self::RolloutRestart => "rollout-restart",
         }
     }
 
@@ -176,7 +180,7 @@ impl FaultKind {
                 Duration::from_secs(10)
             }
             Self::PodHang => Duration::from_secs(60),
-            Self::PodKill | Self::PodTerm | Self::ProxyReload => Duration::ZERO,
+            Self::PodKill | Self::PodTerm | Self::ProxyReload | Self::RolloutRestart => Duration::ZERO,
         }
     }
 }
@@ -271,6 +275,9 @@ pub struct Grid {
     /// σ of the log-normal session lengths.
     #[serde(default = "sigma")]
     pub population_sigma: f64,
+    /// `balance`: how many pods are added; more than one needs a cluster.
+    #[serde(default = "one_pod")]
+    pub add_pods: u32,
     /// `balance`: mean lifetimes before, and after, a pod is added.
     #[serde(default = "five")]
     pub lifetimes: f64,
@@ -390,7 +397,7 @@ impl Plan {
                 std::fs::read_to_string(name).with_context(|| format!("cannot read the plan {name}"))?
             }
             None => bail!(
-                "there is no plan {name:?}; give quick, seed, full, faults, incidents or a file that ends in .toml"
+                "there is no plan {name:?}; give quick, seed, full, faults, incidents, kind or a file that ends in .toml"
             ),
         };
         let plan = Self::parse(&text).with_context(|| format!("the plan {name} is not usable"))?;
@@ -453,6 +460,9 @@ impl Grid {
         }
         if self.pods.iter().any(|pods| !(1..=64).contains(pods)) {
             return Err(("pods", "1 to 64".into()));
+        }
+        if !(1..=32).contains(&self.add_pods) {
+            return Err(("add_pods", "1 to 32".into()));
         }
         if self.posts.contains(&0) {
             return Err(("posts", "at least 1".into()));
@@ -587,6 +597,9 @@ fn on() -> Vec<Switch> {
 }
 fn three() -> Vec<u32> {
     vec![3]
+}
+fn one_pod() -> u32 {
+    1
 }
 fn one_post() -> Vec<u32> {
     vec![1]

@@ -16,7 +16,7 @@ const NEWCOMERS_US: u64 = 10_000_000;
 /// A pod is added in the middle.
 #[must_use]
 pub fn steps(planned: &Planned) -> Vec<Step> {
-    vec![Step { at: planned.phases.measure / 2, fault: Fault::AddPod }]
+    vec![Step { at: planned.phases.measure / 2, fault: Fault::AddPods(planned.add_pods) }]
 }
 
 /// Figures of a cell in which a pod was added.

@@ -31,6 +31,7 @@ pub fn steps(planned: &Planned) -> Vec<Step> {
         Some(FaultKind::PodTerm) => (Fault::Terminate(victim()), None),
         Some(FaultKind::ProxyReload) => (Fault::ReloadEdge, None),
         Some(FaultKind::RowLock) => (Fault::LockRow, Some(Fault::FreeRow)),
+        Some(FaultKind::RolloutRestart) => (Fault::Restart, None),
         Some(FaultKind::BlackholeEdgePod) => (Fault::Blackhole(path()), Some(Fault::Open(path()))),
         Some(FaultKind::BlackholeViewerEdge) => {
             (Fault::Blackhole(Path::ViewersToEdge), Some(Fault::Open(Path::ViewersToEdge)))
@@ -65,7 +66,8 @@ pub fn judge(run: &mut RunResult, fault: FaultKind, deployment: &Deployment) {
         ("likes_failed".to_owned(), number(failed.count())),
         ("likes_sent_again".to_owned(), f64::from(retried)),
     ]);
-    if fault == FaultKind::PodTerm {
+    // How a cluster's pod ended is not seen: it is gone with its status.
+    if fault == FaultKind::PodTerm && deployment.cluster.is_none() {
         let pid = deployment.pods.iter().find(|pod| pod.name == VICTIM).and_then(|pod| pod.pid);
         let process = deployment.processes.iter().find(|process| Some(process.pid) == pid);
         let ended = process.map(Process::has_ended);

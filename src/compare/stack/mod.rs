@@ -17,6 +17,8 @@ use services::Running;
 mod embedded;
 /// Ends every descendant when the lab goes away.
 pub mod guardian;
+/// An installed release of the chart.
+pub mod kubernetes;
 /// Real servers, one child process per pod.
 mod local;
 pub use local::serve_args;
@@ -36,6 +38,8 @@ pub enum Kind {
     Local,
     /// URLs of something that runs already
     Remote,
+    /// An installed release of the chart in a Kubernetes cluster: helm install lab helm/pushlab
+    Kubernetes,
 }
 
 impl Kind {
@@ -46,6 +50,7 @@ impl Kind {
             Self::Embedded => "embedded",
             Self::Local => "local",
             Self::Remote => "remote",
+            Self::Kubernetes => "kubernetes",
         }
     }
 }
@@ -97,6 +102,8 @@ pub struct Stack {
     pub observer: Option<Observer>,
     /// Who holds the lock of a row, while that is the fault.
     pub row_holder: Option<sqlx::MySqlConnection>,
+    /// The release (`kubernetes`).
+    pub cluster: Option<kubernetes::Cluster>,
 }
 
 /// A pod that serves.
@@ -125,6 +132,8 @@ pub struct Deployment {
     pub remote: remote::Urls,
     /// Where the generator is to offer its metrics (`--observe`).
     pub load_metrics: Option<String>,
+    /// The same of a cluster; its pods are above, by ports forwarded to this machine.
+    pub cluster: Option<kubernetes::Placed>,
 }
 
 impl Stack {
@@ -144,6 +153,7 @@ impl Stack {
             database: None,
             remote,
             observer: None,
+            cluster: None,
             row_holder: None,
         };
         if kind == Kind::Local {
@@ -164,6 +174,7 @@ impl Stack {
         let mut deployment = match self.kind {
             Kind::Embedded => embedded::deploy(self, planned).await?,
             Kind::Local => local::deploy(self, planned).await?,
+            Kind::Kubernetes => return self.cluster.as_ref().context("there is no cluster")?.deploy(planned).await,
             Kind::Remote => return Ok(Deployment { remote: self.remote.clone(), ..Deployment::default() }),
         };
         let pods = deployment.addresses();
@@ -227,6 +238,9 @@ impl Deployment {
     /// Where the generator goes: the edge, else every pod.
     #[must_use]
     pub fn base_urls(&self) -> Vec<String> {
+        if let Some(placed) = &self.cluster {
+            return placed.base.clone();
+        }
         match &self.edge {
             _ if !self.remote.base.is_empty() => self.remote.base.clone(),
             Some(edge) => vec![edge.server.url.clone()],
