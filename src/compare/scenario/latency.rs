@@ -34,7 +34,7 @@ struct Phase {
 /// The generator, as a child process or as Jobs of a cluster.
 enum Load {
     Child(Process, PathBuf),
-    Jobs(Generator),
+    Jobs(Box<Generator>),
 }
 
 /// What the generator tells.
@@ -67,7 +67,7 @@ impl Load {
             let mut args = load_args(&base, &streams, &[], &Cpus::default(), planned, Path::new("/tmp/load.run.gz"));
             let posts: Vec<_> = posts.iter().map(ToString::to_string).collect();
             args.extend(["--post-ids".into(), posts.join(",")]);
-            return Ok(Self::Jobs(cluster.generate(planned, &args).await?));
+            return Ok(Self::Jobs(Box::new(cluster.generate(planned, &args).await?)));
         }
         let folder = stack.guardian.folder().to_owned();
         let (out, log) = (folder.join("load.run.gz"), folder.join("load.log"));

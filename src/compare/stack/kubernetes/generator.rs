@@ -132,7 +132,7 @@ impl Cluster {
         let events: Api<Event> = Api::namespaced(self.client.clone(), &self.namespace);
         let about = ListParams::default().fields(&format!("involvedObject.name={name}"));
         let listed = events.list(&about).await.map(|events| events.items).unwrap_or_default();
-        let last = listed.into_iter().filter_map(|event| event.message).last();
+        let last = listed.into_iter().filter_map(|event| event.message).next_back();
         last.unwrap_or_else(|| format!("kubectl -n {} describe job {name}", self.namespace))
     }
 
