@@ -3,7 +3,8 @@
 //! The WebSocket client is tokio-tungstenite and the HTTP client reqwest, so that the service is not checked by its own
 //! code alone.
 
-mod clients;
+/// A viewer per transport.
+pub(crate) mod clients;
 
 use std::fmt::Display;
 use std::future::Future;
@@ -82,7 +83,7 @@ struct Failure {
 
 /// What went wrong inside a step; the hint may be better than the step's own.
 #[derive(Debug)]
-struct Wrong {
+pub(crate) struct Wrong {
     what: String,
     hint: Option<&'static str>,
 }

@@ -107,6 +107,12 @@ pub struct Config {
     /// Wait here to be told to begin, to take stock, and to end: what `compare --stack kubernetes` does
     #[arg(long, value_name = "ADDR", env = "PUSHLAB_LOAD_CONTROL")]
     pub control: Option<SocketAddr>,
+    /// Serves /metrics here while the run goes on (port 0: any free one, said on stderr): latencies from the run file's own stamps, likes, viewers
+    #[arg(long, value_name = "ADDR", env = "PUSHLAB_METRICS_LISTEN")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// Serves them on for this long after the end, so that the last scrape has everything
+    #[arg(long, default_value = "0s", value_parser = humantime::parse_duration, requires = "metrics_listen")]
+    pub metrics_linger: Duration,
     /// How to show progress
     #[arg(long, value_enum, default_value = "auto")]
     pub progress: Progress,

@@ -14,6 +14,8 @@ mod http;
 mod liker;
 /// CPUs and file descriptors.
 mod limits;
+/// Metrics while it runs.
+mod live;
 /// When likes are due.
 mod pacer;
 /// The pods' counters.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use hdrhistogram::Histogram;
 
 use super::clock::Clock;
+use super::live::{Arrival, Live};
 use crate::domain::{LikesChanged, LikesState, Update};
 use crate::result::{ArrivalColumns, EventColumns, SNAPSHOT, Session};
 
@@ -27,6 +28,8 @@ pub(super) struct Shared {
     pub(super) likers: AtomicU32,
     /// Likes with a final outcome.
     pub(super) answered: AtomicU32,
+    /// What is told while the run goes on, if anybody asks.
+    pub(super) live: Option<Live>,
 }
 
 impl Shared {
@@ -41,6 +44,7 @@ impl Shared {
             losses: AtomicU64::new(0),
             likers: AtomicU32::new(0),
             answered: AtomicU32::new(0),
+            live: None,
         }
     }
 
@@ -138,6 +142,18 @@ impl Recorder {
             record.joined_version = u64::from(version);
         }
         first
+    }
+
+    /// The same as the exporter of metrics wants it; to be asked before [`Recorder::update`].
+    pub(super) fn arrival(&self, session: usize, update: &Update, at: u32) -> Arrival {
+        let record = &self.sessions[session];
+        let version = narrow(update.version().0);
+        let before = self.last_version(session).or(record.resumed_from.map(narrow));
+        let committed = match update {
+            Update::Changed(event) => Some(self.clock.relative(event.committed_at).max(1)),
+            Update::Snapshot(_) => None,
+        };
+        Arrival { post: record.post, from: before.unwrap_or(version), version, at, committed }
     }
 
     /// The last version a session saw.

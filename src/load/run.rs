@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::config::{Config, SseClient};
 use super::control::{Control, Gate};
 use super::liker::{Channel, Liked, LikerOptions, Likers};
+use super::live::{Exporter, Live};
 use super::progress::Display;
 use super::recorder::{self, Recorder, Shared};
 use super::target::Target;
@@ -38,7 +39,7 @@ pub(super) async fn run(config: Config, shutdown: CancellationToken) -> anyhow::
         Some(address) => Some(Control::listen(address, config.out.clone()).await?),
         None => None,
     };
-    let run = tokio::select! {
+    let (run, exporter) = tokio::select! {
         run = measure(&config, control.as_ref()) => run?,
         () = shutdown.cancelled() => bail!("interrupted: no run file was written"),
     };
@@ -58,6 +59,9 @@ pub(super) async fn run(config: Config, shutdown: CancellationToken) -> anyhow::
     for violation in &account.violations {
         eprintln!("load: VIOLATION {violation}");
     }
+    if exporter.is_some() {
+        drop(tokio::time::timeout(config.metrics_linger, shutdown.cancelled()).await);
+    }
     Ok(if account.closes() { ExitCode::SUCCESS } else { ExitCode::from(VIOLATION) })
 }
 
@@ -70,7 +74,7 @@ impl Drop for StopOnDrop {
     }
 }
 
-async fn measure(config: &Config, control: Option<&Control>) -> anyhow::Result<RunResult> {
+async fn measure(config: &Config, control: Option<&Control>) -> anyhow::Result<(RunResult, Option<Exporter>)> {
     let streams = if config.stream_url.is_empty() { &config.base_url } else { &config.stream_url };
     let bearer = config.bearer.read()?;
     let stream_targets = Target::parse_all(streams, bearer.as_ref())?;
@@ -103,9 +107,14 @@ async fn measure(config: &Config, control: Option<&Control>) -> anyhow::Result<R
     let initial = api::states(&client, base, &posts).await?;
     let before = pods::scrape_all(&admin, &config.admin_url).await;
 
-    let shared = Arc::new(Shared::new());
     let due = pacer::schedule(config.schedule, config.rate, config.post_count(), config.length(), config.seed);
     let due: Vec<_> = due.into_iter().enumerate().filter(|(i, _)| config.part.takes(*i)).map(|(_, due)| due).collect();
+    let live = config.metrics_listen.map(|_| Live::new(config.arm.transport(), &initial, &due));
+    let shared = Arc::new(Shared { live, ..Shared::new() });
+    let exporter = match config.metrics_listen {
+        Some(address) => Some(Exporter::start(address, Arc::clone(&shared)).await?),
+        None => None,
+    };
     let first_viewers = plan.iter().filter(|visit| visit.arrives_us.is_none()).count();
     let threads = config.cpus.len().clamp(1, plan.len().max(1));
     let viewers = Viewers::start(
@@ -181,7 +190,7 @@ async fn measure(config: &Config, control: Option<&Control>) -> anyhow::Result<R
         pods: pods::differences(&config.admin_url, &before, after),
         observed: None,
     };
-    Ok(RunResult { header, likes: liked.likes, events, arrivals })
+    Ok((RunResult { header, likes: liked.likes, events, arrivals }, exporter))
 }
 
 /// Waits at a gate, if there are any; when to go on, in Unix µs, where that was said.

@@ -16,7 +16,7 @@ use crate::proto::stomp::client::{self, Frames, Incoming};
 
 /// A post's stream.
 #[derive(Debug)]
-pub(super) struct SseClient {
+pub(crate) struct SseClient {
     response: Response,
     decoder: sse::Decoder,
     events: std::collections::VecDeque<sse::Event>,
@@ -25,7 +25,7 @@ pub(super) struct SseClient {
 
 impl SseClient {
     /// Opens the stream and waits for the snapshot, which proves that nothing in between holds it back.
-    pub(super) async fn open(client: &Client, base: &str, post: PostId) -> Result<(Self, String), Wrong> {
+    pub(crate) async fn open(client: &Client, base: &str, post: PostId) -> Result<(Self, String), Wrong> {
         let (stream, _, told) = Self::begin(client, base, post, None).await?;
         Ok((stream, told))
     }
@@ -57,7 +57,7 @@ impl SseClient {
     }
 
     /// The next update.
-    pub(super) async fn next(&mut self) -> Result<Update, Wrong> {
+    pub(crate) async fn next(&mut self) -> Result<Update, Wrong> {
         loop {
             if let Some(event) = self.events.pop_front() {
                 self.last_id = event.id;
@@ -79,7 +79,7 @@ impl SseClient {
 
 /// A session with one subscription.
 #[derive(Debug)]
-pub(super) struct StompClient {
+pub(crate) struct StompClient {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     updates: std::collections::VecDeque<Update>,
     receipt: bool,
@@ -87,7 +87,7 @@ pub(super) struct StompClient {
 
 impl StompClient {
     /// Opens the session, subscribes and waits for the snapshot.
-    pub(super) async fn open(base: &str, post: PostId, bearer: Option<&Bearer>) -> Result<(Self, String), Wrong> {
+    pub(crate) async fn open(base: &str, post: PostId, bearer: Option<&Bearer>) -> Result<(Self, String), Wrong> {
         let rest = base.strip_prefix("http://").unwrap_or(base);
         let mut request = format!("ws://{rest}/stomp").into_client_request().map_err(Wrong::new)?;
         let offered = HeaderValue::from_static("v12.stomp, v11.stomp, v10.stomp");
@@ -109,7 +109,7 @@ impl StompClient {
     }
 
     /// The next update.
-    pub(super) async fn next(&mut self) -> Result<Update, Wrong> {
+    pub(crate) async fn next(&mut self) -> Result<Update, Wrong> {
         loop {
             if let Some(update) = self.updates.pop_front() {
                 return Ok(update);

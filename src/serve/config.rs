@@ -146,6 +146,14 @@ pub struct Config {
     #[arg(long, env = "PUSHLAB_IDLE_CUT", value_name = "DURATION", value_parser = duration, default_value = "15s")]
     pub idle_cut: Duration,
 
+    /// Likes a post of its own through this public URL and watches it over SSE and STOMP: like → view as users have it (metrics pushlab_canary_*). On one pod, or a few
+    #[arg(long, env = "PUSHLAB_CANARY", value_name = "URL", value_parser = plain_url)]
+    pub canary: Option<String>,
+
+    /// With --canary: one like per this time
+    #[arg(long, env = "PUSHLAB_CANARY_PERIOD", value_name = "DURATION", value_parser = duration, default_value = "10s")]
+    pub canary_period: Duration,
+
     /// Origins that may open streams and send likes from a browser, besides the pod's own (may be repeated, or one list with commas)
     #[arg(long = "origin", env = "PUSHLAB_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = super::origin::exact)]
     pub origins: Vec<String>,
@@ -324,6 +332,13 @@ impl std::str::FromStr for CpuList {
             cores.extend(first..=last);
         }
         Ok(Self(cores))
+    }
+}
+
+fn plain_url(text: &str) -> Result<String, String> {
+    match text.strip_prefix("http://") {
+        Some(host) if !host.is_empty() => Ok(text.into()),
+        _ => Err("write http://host:port; its STOMP client speaks no TLS: give the edge's plain HTTP address".into()),
     }
 }
 

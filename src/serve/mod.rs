@@ -23,6 +23,8 @@ mod api;
 mod app;
 /// Who asks.
 mod auth;
+/// A viewer and a like through the public URL.
+mod canary;
 /// Flags and variables.
 mod config;
 /// An echo, and STOMP as a plain broker, for conformance suites.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use axum::Router;
 use http::HeaderValue;
 use tokio::net::TcpListener;
@@ -22,8 +22,8 @@ use super::tls::Tls;
 use super::watch::{Sink, Watch, WatchOptions};
 use super::wire::Wire;
 use super::{
-    Config, Fanout, MailboxPolicy, Publish, ResumePolicy, Role, Switch, admin, conformance, connection, error, limits,
-    router,
+    Config, Fanout, MailboxPolicy, Publish, ResumePolicy, Role, Switch, admin, canary, conformance, connection, error,
+    limits, router,
 };
 use crate::broker::{BrokerOptions, BrokerTarget, LocalBus};
 use crate::domain::Epoch;
@@ -80,6 +80,10 @@ pub async fn build_traced(config: &Config, tracing: &Tracing) -> anyhow::Result<
     let epoch = epoch.map_err(|error| unreachable_database(&config.database_url, &error))?;
     let bus = LocalBus::default();
     let mut pods = Vec::new();
+    ensure!(
+        config.canary.is_none() || !config.canary_period.is_zero(),
+        "--canary-period must be longer than 0: write for example 10s"
+    );
     for (name, (public, admin, stomp)) in ports {
         let metrics = Metrics::new();
         let auth = Auth::open(&config.auth, config.trust_user_header.is_some(), &metrics).await?;
@@ -99,7 +103,9 @@ pub async fn build_traced(config: &Config, tracing: &Tracing) -> anyhow::Result<
             Publish::Outbox => Some(broker.events(epoch).await.map_err(|error| anyhow!("--publish outbox: {error}"))?),
         };
         let label = HeaderValue::from_str(&name).context("--pod-name is printable ASCII")?;
-        let (config, store) = (config.clone(), store.clone());
+        let (mut config, store) = (config.clone(), store.clone());
+        // One of a process is enough.
+        config.canary = config.canary.filter(|_| pods.is_empty());
         let spans = Arc::clone(tracing.counters());
         let parts =
             Parts { config, pod: label, store, watch, broker, outbox, hub, relay, auth, metrics, tracer, spans };
@@ -160,6 +166,9 @@ impl Pod {
         let _clients = AbortOnDropHandle::new(tokio::spawn(forget_clients(Arc::clone(&app))));
         let _sweeps = AbortOnDropHandle::new(tokio::spawn(sweep_keys(Arc::clone(&app))));
         let _keys = AbortOnDropHandle::new(tokio::spawn(keep_keys_fresh(Arc::clone(&app))));
+        let canary = app.config.canary.clone().map(|url| {
+            AbortOnDropHandle::new(tokio::spawn(canary::sing(url, app.config.canary_period, app.metrics.clone())))
+        });
         tokio::pin!(public);
         tokio::select! {
             () = shutdown.cancelled() => {}
@@ -168,6 +177,7 @@ impl Pod {
                 return Err(anyhow!("the public port closed by itself"));
             }
         }
+        drop(canary);
         let drained = drain::run(&app, &name, async {
             closing.cancel();
             drop(public.await);

@@ -306,9 +306,9 @@ metrics! {
     LoadMetrics "pushlab_load"
 
     /// From a like's due time to its arrival at a viewer (the kernel's stamp): what a user waits. One sample per like and viewer, within the measured window, as in the ledger.
-    due_to_view_seconds: HistogramVec [transport];
+    due_to_view_seconds: CopiedHistogram [transport];
     /// From the like's COMMIT (the pod's clock) to its arrival at a viewer (the kernel's stamp), as in the ledger.
-    commit_to_view_seconds: HistogramVec [transport];
+    commit_to_view_seconds: CopiedHistogram [transport];
     /// Likes by outcome: ok, failed (refused by the service), unknown (time-out or reset), unsent (no user was free in time).
     likes_total: IntCounterVec [result ok|failed|unknown|unsent];
     /// Viewers that are connected now.
@@ -316,7 +316,7 @@ metrics! {
     /// Connections of viewers that ended without being asked to, and attempts that failed.
     reconnects_total: IntCounterVec [transport];
     /// From a like's due time until the generator sent it: its own delay.
-    schedule_lag_seconds: Histogram;
+    schedule_lag_seconds: CopiedHistogram;
 }
 
 /// Brings a counter up to a total that is counted elsewhere. Call it from one place at a time.

@@ -17,6 +17,8 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("hub", &["telemetry"]),
         ("hub/bench", &["hub", "proto", "serve", "telemetry", "store", "broker"]),
         ("serve", &["proto", "hub", "store", "broker", "telemetry", "shutdown"]),
+        // It is a viewer like any other, and the probe has a client for each transport.
+        ("serve/canary", &["probe", "telemetry"]),
         ("load", &["bearer", "proto", "result", "telemetry", "shutdown"]),
         ("probe", &["bearer", "proto", "result", "telemetry", "shutdown"]),
         ("result", &[]),

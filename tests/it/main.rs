@@ -7,6 +7,7 @@ mod collector;
 mod compare;
 mod contention;
 mod edge;
+mod exported;
 mod faults;
 mod killed;
 mod likes;

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use mio::{Interest, Registry, Token};
@@ -102,7 +103,11 @@ impl Pool {
             // With no user free the waiting is the service's; the pacer's own lateness is not.
             let sent = self.likes.sent_us[like as usize];
             let ready = if sent > 0 { sent } else { self.shared.clock.now() };
-            self.lag.saturating_record(u64::from(ready.saturating_sub(due)));
+            let lag = ready.saturating_sub(due);
+            self.lag.saturating_record(u64::from(lag));
+            if let Some(live) = &self.shared.live {
+                live.lag.observe(Duration::from_micros(lag.into()));
+            }
         }
     }
 
@@ -170,6 +175,9 @@ impl Pool {
             self.likes.answered_us[slot] = at_us;
         }
         self.shared.answered.fetch_add(1, Ordering::Relaxed);
+        if let Some(live) = &self.shared.live {
+            live.ended(outcome, self.likes.post[slot], version, self.likes.due_us[slot]);
+        }
     }
 
     fn jitter_us(&mut self, attempts: u32) -> u32 {
@@ -323,8 +331,14 @@ impl Pool {
     /// The end: what has no outcome is unknown if it was sent, else unsent.
     pub(super) fn take(&mut self) -> Liked {
         for (outcome, sent) in self.likes.outcome.iter_mut().zip(&self.likes.sent_us) {
-            if *outcome == Outcome::Unsent as u8 && *sent > 0 {
+            if *outcome != Outcome::Unsent as u8 {
+                continue;
+            }
+            if *sent > 0 {
                 *outcome = Outcome::Unknown as u8;
+            }
+            if let Some(live) = &self.shared.live {
+                live.ended(if *sent > 0 { Outcome::Unknown } else { Outcome::Unsent }, 0, 0, 0);
             }
         }
         let lag = Histogram::new_from(&self.lag);

@@ -17,6 +17,7 @@ use super::link::Link;
 use super::{Behind, Command, ViewerOptions, Visit};
 use crate::domain::Update;
 use crate::load::config::SseClient;
+use crate::load::live::Waiting;
 use crate::load::recorder::{Recorder, Shared};
 use crate::load::socket::{self, StampedReader};
 use crate::load::wire::{Ask, Ended, Wire};
@@ -76,6 +77,8 @@ pub(super) struct Reader {
     rng: StdRng,
     recorder: Recorder,
     stamped: StampedReader,
+    /// What `--metrics-listen` has not booked yet.
+    waiting: Waiting,
     /// The last body of each post and what it says: all viewers of a post get the same bytes.
     memo: Vec<(Vec<u8>, Option<Update>)>,
 }
@@ -117,6 +120,7 @@ impl Reader {
             settled: false,
             recorder,
             stamped: StampedReader::new(),
+            waiting: Waiting::default(),
         })
     }
 
@@ -148,6 +152,9 @@ impl Reader {
             }
             self.on_timers();
             self.connect_queued();
+            if let Some(live) = &self.shared.live {
+                self.waiting.settle(self.shared.clock.now(), live, &self.shared);
+            }
         }
     }
 
@@ -357,6 +364,8 @@ impl Reader {
         let session = link.session;
         let post = self.recorder.sessions[session].post as usize;
         let (recorder, memo) = (&mut self.recorder, &mut self.memo[post]);
+        let (shared, waiting) = (&self.shared, &mut self.waiting);
+        let live = shared.live.as_ref().filter(|_| !viewer.visit.slow);
         let (last_version, last_id) = (&mut viewer.last_version, &mut viewer.last_id);
         let (mut updates, mut joined) = (0, false);
         let wanted = self.options.posts[post];
@@ -372,6 +381,9 @@ impl Reader {
                 return;
             };
             updates += 1;
+            if let Some(live) = live {
+                waiting.push(recorder.arrival(session, update, at), live, shared);
+            }
             joined |= recorder.update(session, update, at);
             *last_version = recorder.last_version(session);
             last_id.clear();
@@ -462,6 +474,9 @@ impl Reader {
     fn close(mut self) -> Recorder {
         for viewer in &mut self.viewers {
             viewer.link = None;
+        }
+        if let Some(live) = &self.shared.live {
+            self.waiting.settle(u32::MAX, live, &self.shared);
         }
         self.recorder
     }
