@@ -163,7 +163,7 @@ impl Stream {
     async fn open(transport: Transport, client: &Client, url: &str, post: PostId) -> Option<Self> {
         match transport {
             Transport::Sse => SseClient::open(client, url, post).await.ok().map(|(stream, _)| Self::Sse(stream)),
-            Transport::Stomp => StompClient::open(url, post).await.ok().map(|(session, _)| Self::Stomp(session)),
+            Transport::Stomp => StompClient::open(url, post, None).await.ok().map(|(session, _)| Self::Stomp(session)),
         }
     }
 
