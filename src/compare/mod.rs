@@ -101,7 +101,7 @@ pub struct Config {
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<ExitCode> {
     let (plan, text) = Plan::load(&config.plan)?;
     let (mut kind, mut why) = choose(&config);
-    let runnable = |kind| !fit(kind, plan.expand(config.question.as_deref())).0.is_empty();
+    let runnable = |kind| !fit(kind, None, plan.expand(config.question.as_deref())).0.is_empty();
     if config.dry_run && config.stack.is_none() && kind == Kind::Embedded && !runnable(kind) {
         (kind, why) = (Kind::Local, format!("the plan's cells need it; here {why}"));
     }
