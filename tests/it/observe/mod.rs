@@ -9,14 +9,14 @@ const PUSHLAB: &str = env!("CARGO_BIN_EXE_pushlab");
 
 const PLAN: &str = r#"
 name = "small"
-phases = { warmup = "1s", measure = "4s", cooldown = "500ms" }
+phases = { warmup = "1s", measure = "5s", cooldown = "500ms" }
 [[cells]]
 question = "Q1"
 scenario = "latency"
 arm = ["sse-post"]
 edge = ["nginx-least-conn"]
 pods = [2]
-rate = [300]
+rate = [60]
 viewers = [4]
 "#;
 
