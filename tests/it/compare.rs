@@ -81,6 +81,29 @@ fn nothing_is_left_when_it_is_killed_in_mid_run() {
 }
 
 #[test]
+fn every_plan_shows_its_cells_without_running_them_also_where_nothing_is_installed() {
+    let folder = tempfile::tempdir().unwrap();
+    for (plan, questions) in [
+        ("quick", &["q1-"][..]),
+        ("seed", &["q1-"]),
+        ("full", &["q1-", "q2-", "q4-", "q10-", "q12-", "q13-"]),
+        ("faults", &["q12-"]),
+    ] {
+        let mut command = Command::new(PUSHLAB);
+        command.args(["compare", "--plan", plan, "--dry-run", "--stack", "local"]).current_dir(folder.path());
+        let text = said(&command.output().unwrap());
+        for question in questions {
+            assert!(text.contains(question), "{plan} has no {question}: {text}");
+        }
+        let mut command = Command::new(PUSHLAB);
+        command.args(["compare", "--plan", plan, "--dry-run"]).current_dir(folder.path()).env("PATH", "/nowhere");
+        let output = command.env_remove("PUSHLAB_NATS_SERVER").env("HOME", "/nowhere").output().unwrap();
+        assert!(output.status.success(), "{plan}: {}", said(&output));
+    }
+    assert_eq!(folder.path().read_dir().unwrap().count(), 0, "nothing was run");
+}
+
+#[test]
 fn what_cannot_be_is_told_in_one_line() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("plan.toml"), PLAN).unwrap();

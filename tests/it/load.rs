@@ -10,7 +10,7 @@ use crate::pod_process::PodProcess;
 use crate::proxy::Proxy;
 
 /// `load` against this pod: seven viewers, a slow one and five likers on two posts, measured for this long.
-fn load_args(pod: &PodProcess, arm: Arm, measure: &str, out: &Path) -> Vec<String> {
+pub(crate) fn load_args(pod: &PodProcess, arm: Arm, measure: &str, out: &Path) -> Vec<String> {
     let admin = format!("http://{}", pod.admin);
     let (base, arm, out) = (pod.url(""), arm.name(), out.to_str().unwrap());
     let line = format!(

@@ -22,12 +22,7 @@ pub(crate) struct PodProcess {
 impl PodProcess {
     /// With SQLite and a broker of its own, unless `flags` say otherwise.
     pub(crate) fn start(flags: &[&str]) -> Self {
-        Self::logging(flags, None)
-    }
-
-    /// The same with a log filter (`RUST_LOG`).
-    pub(crate) fn logging(flags: &[&str], filter: Option<&str>) -> Self {
-        Self::with(flags, &filter.map(|filter| ("RUST_LOG", filter)).into_iter().collect::<Vec<_>>())
+        Self::with(flags, &[])
     }
 
     /// The same in another environment.

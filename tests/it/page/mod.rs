@@ -13,6 +13,7 @@ use crate::servers::{MariaDb, NatsServer};
 use browser::Browser;
 
 mod browser;
+mod signed_in;
 
 const PUSHLAB: &str = env!("CARGO_BIN_EXE_pushlab");
 
@@ -43,16 +44,21 @@ struct Lab {
 
 impl Lab {
     async fn start(database: &str) -> Self {
+        Self::with(database, "").await
+    }
+
+    /// With further flags for its pods.
+    async fn with(database: &str, flags: &str) -> Self {
         pushlab::serve::tls::provide();
         let nats = NatsServer::start();
         let guardian = Guardian::start(Path::new(PUSHLAB)).await.unwrap();
         let mut pods = Vec::new();
         for name in ["pod-1", "pod-2"] {
             let line = format!(
-                "serve --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 --heartbeat 1s --pod-name {name} --database-url {database} --nats-url {}",
+                "serve --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 --heartbeat 1s --pod-name {name} --database-url {database} --nats-url {} {flags}",
                 nats.url()
             );
-            let args = line.split(' ').map(String::from).collect();
+            let args = line.split_whitespace().map(String::from).collect();
             let log = guardian.folder().join(format!("{name}.log"));
             let spawn = Spawn { program: PUSHLAB.into(), args, log, lines: true, ..Spawn::default() };
             let mut process = guardian.spawn(spawn).await.unwrap();

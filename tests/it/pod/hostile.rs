@@ -10,6 +10,8 @@ use super::tokens::{SECRET, secret_file, token};
 use super::{PATIENCE, TestPods};
 use crate::pod_process::PodProcess;
 
+/// All that is logged of ours.
+const TRACED: [(&str, &str); 1] = [("RUST_LOG", "pushlab=trace,info")];
 /// What any one abuse may cost the pod, MiB.
 const ABUSE_MIB: f64 = 64.0;
 
@@ -115,6 +117,20 @@ async fn what_is_too_large_is_refused_when_it_is_announced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let pods = TestPods::start(&[]).await;
+    let mut socket = timeout(PATIENCE, TcpStream::connect(pods.addresses[0])).await.unwrap().unwrap();
+    let post = "POST /posts HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n{";
+    socket.write_all(post.as_bytes()).await.unwrap();
+    let mut said = Vec::new();
+    while !said.windows(4).any(|window| window == b"\r\n\r\n") {
+        assert!(timeout(PATIENCE, socket.read_buf(&mut said)).await.expect("an answer").unwrap() > 0);
+    }
+    let said = String::from_utf8_lossy(&said);
+    assert!(said.starts_with("HTTP/1.1 408 "), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_joins_and_leaves_without_end_waits_for_the_database() {
     let pod = PodProcess::start(&[]);
     let pods = TestPods::of(&pod);
@@ -136,7 +152,7 @@ async fn who_joins_and_leaves_without_end_waits_for_the_database() {
 #[tokio::test(flavor = "multi_thread")]
 async fn strange_ids_and_headers_are_refused_and_reach_no_log_line() {
     let secret = secret_file();
-    let pod = PodProcess::logging(&["--trust-user-header", "X-User"], Some("pushlab=trace,info"));
+    let pod = PodProcess::with(&["--trust-user-header", "X-User"], &TRACED);
     let pods = TestPods::of(&pod);
     let mut bystander = Bystander::new(&pods).await;
     let ids = [
@@ -220,10 +236,7 @@ async fn strange_ids_and_headers_are_refused_and_reach_no_log_line() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_token_ticket_or_secret_reaches_the_log() {
     let secret = secret_file();
-    let pod = PodProcess::logging(
-        &["--auth", "jwt", "--jwt-secret-file", secret.path().to_str().unwrap()],
-        Some("pushlab=trace,info"),
-    );
+    let pod = PodProcess::with(&["--auth", "jwt", "--jwt-secret-file", secret.path().to_str().unwrap()], &TRACED);
     let pods = TestPods::of(&pod);
     let good = token("ann");
     let bearer = [("authorization", format!("Bearer {good}"))];

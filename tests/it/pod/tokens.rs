@@ -1,15 +1,22 @@
 //! An identity provider as small as can be: keys from openssl, tokens, and a JWKS over HTTP that can change.
 
+use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use axum::serve::Listener;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::server::TlsStream;
 
 /// For HS256.
 pub(super) const SECRET: &str = "a secret of the test suite, long enough";
@@ -20,7 +27,7 @@ pub(super) fn now() -> u64 {
 }
 
 /// A file with [`SECRET`].
-pub(super) fn secret_file() -> tempfile::NamedTempFile {
+pub(crate) fn secret_file() -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), format!("{SECRET}\n")).unwrap();
     file
@@ -32,7 +39,7 @@ pub(super) fn hs256(claims: &Value) -> String {
 }
 
 /// A HS256 token of a user's for an hour.
-pub(super) fn token(user: &str) -> String {
+pub(crate) fn token(user: &str) -> String {
     hs256(&json!({ "sub": user, "exp": now() + 3600 }))
 }
 
@@ -89,6 +96,30 @@ impl Issuer {
     }
 }
 
+/// TLS over TCP, for axum.
+struct TlsListener {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+}
+
+impl Listener for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            let Ok((socket, address)) = self.listener.accept().await else { continue };
+            if let Ok(stream) = self.acceptor.accept(socket).await {
+                return (stream, address);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
 /// A JWKS over HTTP.
 pub(super) struct Provider {
     /// `--jwks`.
@@ -99,9 +130,23 @@ pub(super) struct Provider {
 
 impl Provider {
     pub(super) async fn start(keys: &[Value]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::serve("http", keys, listener)
+    }
+
+    /// The same over https.
+    pub(super) async fn over_tls(keys: &[Value], certificate: &rcgen::CertifiedKey<rcgen::KeyPair>) -> Self {
+        pushlab::serve::tls::provide();
+        let key = PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).unwrap();
+        let config = ServerConfig::builder().with_no_client_auth();
+        let config = config.with_single_cert(vec![certificate.cert.der().clone()], key).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::serve("https", keys, TlsListener { listener, acceptor: Arc::new(config).into() })
+    }
+
+    fn serve<L: Listener<Addr = SocketAddr>>(scheme: &str, keys: &[Value], listener: L) -> Self {
         let shared = Arc::new((Mutex::new(Some(json!({ "keys": keys }))), AtomicUsize::new(0)));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/jwks.json", listener.local_addr().unwrap());
+        let url = format!("{scheme}://{}/jwks.json", listener.local_addr().unwrap());
         let served = Arc::clone(&shared);
         let answer = move || {
             served.1.fetch_add(1, Ordering::SeqCst);
@@ -116,6 +161,11 @@ impl Provider {
     /// Other keys from now on; `None`: it fails.
     pub(super) fn set(&self, keys: Option<&[Value]>) {
         *self.shared.0.lock().unwrap() = keys.map(|keys| json!({ "keys": keys }));
+    }
+
+    /// The first of its keys.
+    pub(super) fn first(&self) -> Value {
+        self.shared.0.lock().unwrap().as_ref().unwrap()["keys"][0].clone()
     }
 
     /// How often it was asked.
