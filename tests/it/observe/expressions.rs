@@ -56,7 +56,18 @@ async fn start() -> Stack {
     let (nats, database, remote) = (Some(nats), Some(database), remote::Urls::default());
     let (cpus, observer, row_holder) = (Cpus::default(), None, None);
     let pushlab = PUSHLAB.into();
-    let mut stack = Stack { kind: Kind::Local, guardian, pushlab, cpus, nats, database, remote, observer, row_holder, cluster: None };
+    let mut stack = Stack {
+        kind: Kind::Local,
+        guardian,
+        pushlab,
+        cpus,
+        nats,
+        database,
+        remote,
+        observer,
+        row_holder,
+        cluster: None,
+    };
     stack.observer = Some(Observer::start(&stack, &RULES).await.unwrap());
     stack
 }
