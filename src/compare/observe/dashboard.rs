@@ -83,7 +83,7 @@ impl Dashboard {
         panels.retain(|panel| !panel.targets.is_empty());
         let annotations = list(&json["annotations"]["list"]);
         let annotations =
-            annotations.iter().filter_map(|a| Some((text_of(&a["name"]), a["expr"].as_str()?.to_owned())));
+            annotations.iter().filter_map(|a| Some((text_of(&a["name"]), a["target"]["expr"].as_str()?.to_owned())));
         let annotations = annotations.collect();
         let variables = list(&json["templating"]["list"]).iter().map(Variable::read).collect();
         Ok(Self { title, variables, panels, annotations })
