@@ -318,11 +318,10 @@ async fn time_outs_are_counted_by_what_was_waited_for() {
     assert!(counters.acquire.copied().sum >= 0.3 && store.pooled().used + store.pooled().idle >= 1);
     other.execute("rollback").await.unwrap();
 
-    let frozen = LikeStore::connect(&proxy.instead_of(&url), hasty()).await.unwrap();
-    frozen.apply(&like(post)).await.unwrap();
-    proxy.freeze();
-    assert!(frozen.apply(&like(post)).await.is_err());
-    let counters = frozen.counters();
+    let hung = LikeStore::connect(&proxy.instead_of(&url), hasty()).await.unwrap();
+    proxy.swallow(Some(b"for update"));
+    assert!(matches!(hung.apply(&like(post)).await, Err(StoreError::Timeout(_))));
+    let counters = hung.counters();
     assert_eq!([&counters.lock_timeouts, &counters.pool_timeouts, &counters.timeouts].map(read), [0, 0, 1]);
 }
 
