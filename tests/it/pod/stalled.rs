@@ -13,7 +13,7 @@ use crate::pod_process::PodProcess;
 
 const READERS: usize = 1_000;
 /// Far more than the kernel's buffers take of a stream, and than a mailbox keeps.
-const LIKES: u64 = 400;
+const LIKES: u64 = 1_000;
 /// What one stalled reader may add to the pod's memory, in KiB: the rest of an update, a place in a list. The stated bound.
 const BOUND_KIB: f64 = 4.0;
 
