@@ -68,7 +68,7 @@ pub struct Config {
     /// What to run on; by default `local` when its servers are installed, else `embedded`
     #[arg(long, value_enum)]
     pub stack: Option<Kind>,
-    /// quick, seed, full, faults, incidents, kind, or FILE.toml
+    /// quick, seed, full, faults, writes, incidents, kind, or FILE.toml
     #[arg(long, default_value = "quick", value_name = "PLAN")]
     pub plan: String,
     /// Only the cells of this question: Q1, Q2, Q4, Q12, Q13

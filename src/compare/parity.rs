@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn the_command_lines_of_two_arms_differ_in_the_arm_alone() {
         let cpus = Cpus { generator: vec![1], stack: vec![0] };
-        for plan in ["quick", "seed", "full", "faults", "kind"] {
+        for plan in ["quick", "seed", "full", "faults", "writes", "kind"] {
             for cell in Plan::load(plan).unwrap().0.expand(None) {
                 let [sse, stomp] =
                     [Arm::SsePost, Arm::StompSend].map(|arm| command_lines(&cpus, &Planned { arm, ..cell.clone() }));

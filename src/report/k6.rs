@@ -302,8 +302,9 @@ mod tests {
         assert!(unreadable[1].contains("format 7"));
         let results = Results { k6: runs, ..sample::local() };
         let (_, page) = crate::report::render::judge_and_render(&results).unwrap();
-        for text in [&page.html, &page.markdown] {
-            assert!(text.contains("k6 beside our generator") && text.contains("pushlab_commit_to_arrival: p(99)<10"));
+        for (text, less) in [(&page.html, "&lt;"), (&page.markdown, "<")] {
+            let threshold = format!("pushlab_commit_to_arrival: p(99){less}10");
+            assert!(text.contains("k6 beside our generator") && text.contains(&threshold));
             assert!(text.contains("6.64") && text.contains("35.2"));
         }
         let json: serde_json::Value = serde_json::from_str(&page.json).unwrap();

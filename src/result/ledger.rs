@@ -368,11 +368,9 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_after_the_answer_is_found_unless_likes_were_sent_again() {
-        let late = |run: &mut RunResult| run.events.committed_us[70] = run.likes.answered_us[70] + 1_000_000;
-        breaks("between its sending and its answer", late);
+    fn a_commit_may_be_stamped_after_the_answer_where_likes_were_sent_again() {
         let mut run = good();
-        late(&mut run);
+        run.events.committed_us[70] = run.likes.answered_us[70] + 1_000_000;
         run.header.generator.retried = 1;
         assert!(
             !account(&run).violations.iter().any(|v| v.contains("between its sending")),

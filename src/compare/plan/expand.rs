@@ -485,7 +485,7 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_the_order_is_the_seed() {
-        for plan in ["quick", "seed", "full", "faults"] {
+        for plan in ["quick", "seed", "full", "faults", "writes"] {
             let cells = preset(plan);
             let names: BTreeSet<_> = cells.iter().map(|cell| &cell.cell.id).collect();
             assert_eq!(names.len(), cells.len(), "{plan}");

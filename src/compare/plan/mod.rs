@@ -18,11 +18,12 @@ pub mod expand;
 pub use expand::{Planned, estimate};
 
 /// Plans that come with the program: name → text.
-pub const PRESETS: [(&str, &str); 6] = [
+pub const PRESETS: [(&str, &str); 7] = [
     ("quick", include_str!("../plans/quick.toml")),
     ("seed", include_str!("../plans/seed.toml")),
     ("full", include_str!("../plans/full.toml")),
     ("faults", include_str!("../plans/faults.toml")),
+    ("writes", include_str!("../plans/writes.toml")),
     ("incidents", include_str!("../plans/incidents.toml")),
     ("kind", include_str!("../plans/kind.toml")),
 ];
@@ -397,7 +398,7 @@ impl Plan {
                 std::fs::read_to_string(name).with_context(|| format!("cannot read the plan {name}"))?
             }
             None => bail!(
-                "there is no plan {name:?}; give quick, seed, full, faults, incidents, kind or a file that ends in .toml"
+                "there is no plan {name:?}; give quick, seed, full, faults, writes, incidents, kind or a file that ends in .toml"
             ),
         };
         let plan = Self::parse(&text).with_context(|| format!("the plan {name} is not usable"))?;
