@@ -69,7 +69,9 @@ pub fn rows(kind: Kind, cpus: &Cpus, cells: &[Planned]) -> Vec<ParityRow> {
         sse: "`retry:` and Last-Event-ID, our client".into(),
         stomp: "no standard, our client".into(),
         equal: false,
-        note: "the generator uses one policy and one distribution for both".into(),
+        note: "one backoff with jitter for both; SSE waits for the server's `retry:` (500–1500 ms) first, for which STOMP \
+               has no word: a cut SSE viewer comes back about a second later"
+            .into(),
     });
     rows
 }
