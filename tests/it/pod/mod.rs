@@ -35,7 +35,6 @@ mod resume;
 mod roles;
 mod scrape;
 mod sse;
-mod stalled;
 mod stomp;
 mod streams;
 mod timeouts;
