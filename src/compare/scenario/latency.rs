@@ -73,7 +73,7 @@ impl Load {
         let (out, log) = (folder.join("load.run.gz"), folder.join("load.log"));
         let _ = (std::fs::remove_file(&out), std::fs::remove_file(&log));
         let mut args = load_args(&base, &streams, &deployment.admin_urls(), &stack.cpus, planned, &out);
-        if let Some(address) = deployment.load_metrics.as_ref().filter(|_| exports()) {
+        if let Some(address) = &deployment.load_metrics {
             args.extend(["--metrics-listen".to_owned(), address.clone()]);
         }
         let spawn = Spawn { program: stack.pushlab.clone(), args, log, lines: true, ..Spawn::default() };
@@ -251,13 +251,6 @@ pub async fn run(
         name_as_in_reports(&mut run, deployment, placed);
     }
     Ok(run)
-}
-
-/// Whether this generator can offer metrics (`load --metrics-listen`).
-fn exports() -> bool {
-    use clap::Args;
-    let command = crate::load::Config::augment_args(clap::Command::new("load"));
-    command.get_arguments().any(|argument| argument.get_long() == Some("metrics-listen"))
 }
 
 /// What the lab reads of a cluster's pods itself: several generators would each count them.

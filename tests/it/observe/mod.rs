@@ -5,6 +5,8 @@ mod expressions;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use crate::compare::said;
+
 const PUSHLAB: &str = env!("CARGO_BIN_EXE_pushlab");
 
 const PLAN: &str = r#"
@@ -22,10 +24,6 @@ viewers = [4]
 
 fn pushlab(folder: &Path, args: &[&str]) -> Output {
     Command::new(PUSHLAB).args(args).current_dir(folder).output().unwrap()
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 #[test]
