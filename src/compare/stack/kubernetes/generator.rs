@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::errors::explain;
 use super::forward::Forward;
-use super::job::{self, CONTROL_PORT};
+use super::job::{self, CONTROL_PORT, METRICS_PORT};
 use super::{Cluster, is_ready};
 use crate::compare::conduct::{Conducted, Moment, conduct};
 use crate::compare::observe::scrape;
@@ -81,6 +81,7 @@ impl Cluster {
             let mut args = args.to_vec();
             args.extend(["--control".into(), format!("0.0.0.0:{CONTROL_PORT}")]);
             args.extend(["--part".into(), format!("{part}/{}", names.len())]);
+            args.extend(["--metrics-listen".into(), format!("0.0.0.0:{METRICS_PORT}")]);
             let job = self.template.job(name, &args)?;
             let made = jobs.create(&PostParams::default(), &job).await;
             made.map_err(|error| explain(error, &format!("making the generator's job {name}")))?;

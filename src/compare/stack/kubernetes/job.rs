@@ -13,6 +13,8 @@ use super::errors::explain;
 
 /// Port of the generator's gates.
 pub(super) const CONTROL_PORT: u16 = 9095;
+/// Port of its metrics, which the release's NetworkPolicy opens to Prometheus.
+pub(super) const METRICS_PORT: u16 = 9091;
 /// Label of everything one `compare` makes: its value is the session's.
 pub(super) const SESSION: &str = "pushlab/compare";
 /// A generator nobody takes care of any more ends after this, in seconds: the longest run and what is around it.
@@ -69,7 +71,10 @@ impl Template {
             "image": self.image,
             "imagePullPolicy": self.pull_policy,
             "args": args,
-            "ports": [{ "name": "control", "containerPort": CONTROL_PORT }],
+            "ports": [
+                { "name": "control", "containerPort": CONTROL_PORT },
+                { "name": "metrics", "containerPort": METRICS_PORT },
+            ],
             "resources": { "requests": { "cpu": "200m", "memory": "128Mi" }, "limits": { "memory": "2Gi" } },
             "securityContext": {
                 "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] },
