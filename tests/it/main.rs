@@ -13,6 +13,7 @@ mod killed;
 mod likes;
 mod load;
 mod observe;
+mod otelcol;
 mod page;
 mod parts;
 mod pod;
