@@ -1,7 +1,7 @@
 //! The token a client shows to a service with authentication: from a flag, a variable or a file, and never printed.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
@@ -22,10 +22,30 @@ pub struct BearerArgs {
 pub struct Bearer(String);
 
 impl Bearer {
+    /// The one in this file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or has something else in it.
+    pub fn from_file(file: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(file)?;
+        bearer(text.trim()).map_err(anyhow::Error::msg)
+    }
+
     /// For the header `Authorization`, over HTTP and in STOMP's CONNECT.
     #[must_use]
     pub fn authorization(&self) -> String {
         format!("Bearer {}", self.0)
+    }
+
+    /// The same as a header's value, which no log of a client shows.
+    ///
+    /// # Panics
+    /// Never: a token fits into a header.
+    #[must_use]
+    pub fn header(&self) -> http::HeaderValue {
+        let mut value = http::HeaderValue::try_from(self.authorization()).expect("letters of RFC 6750");
+        value.set_sensitive(true);
+        value
     }
 }
 
@@ -42,22 +62,15 @@ impl BearerArgs {
     /// A file that cannot be read, or has something else in it.
     pub fn read(&self) -> anyhow::Result<Option<Bearer>> {
         let Some(file) = &self.token_file else { return Ok(self.token.clone()) };
-        let text = std::fs::read_to_string(file).with_context(|| format!("--token-file {}", file.display()))?;
-        let token = bearer(text.trim()).map_err(anyhow::Error::msg);
-        token.map(Some).with_context(|| format!("--token-file {}", file.display()))
+        Bearer::from_file(file).map(Some).with_context(|| format!("--token-file {}", file.display()))
     }
 }
 
 /// An HTTP client's builder; with a token, every request shows it. (A redirect to another host goes without.)
-///
-/// # Panics
-/// Never: a [`Bearer`] fits into a header.
 pub fn client(bearer: Option<&Bearer>) -> reqwest::ClientBuilder {
     let mut headers = http::HeaderMap::new();
     if let Some(bearer) = bearer {
-        let mut value = http::HeaderValue::try_from(bearer.authorization()).expect("letters of RFC 6750");
-        value.set_sensitive(true);
-        headers.insert(http::header::AUTHORIZATION, value);
+        headers.insert(http::header::AUTHORIZATION, bearer.header());
     }
     reqwest::Client::builder().default_headers(headers)
 }

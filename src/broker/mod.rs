@@ -58,6 +58,8 @@ pub struct BrokerOptions {
     /// After a reconnect the newest event of each post published this long before is published again: it may have been
     /// lost in the old connection's buffers.
     pub republish: Duration,
+    /// Messages of one subject that may wait until they are taken; what comes then is lost, and what is watched read again.
+    pub backlog: usize,
     /// Goes on with the traces of events that come over a server.
     pub tracer: Tracer,
 }
@@ -71,6 +73,7 @@ impl Default for BrokerOptions {
             subscribe_timeout: Duration::from_secs(2),
             ping_interval: Duration::from_secs(3),
             republish: Duration::from_secs(10),
+            backlog: 65_536,
             tracer: Tracer::default(),
         }
     }

@@ -222,6 +222,7 @@ fn connect_options(
         .name(name)
         .connection_timeout(TRY)
         .ping_interval(options.ping_interval)
+        .subscription_capacity(options.backlog)
         .max_reconnects(None)
         // At once, then up to a second, with a quarter of it at random: pods do not come back in step.
         .reconnect_delay_callback(|attempt| {

@@ -3,14 +3,18 @@
 //! limit, and nothing waits for it.
 
 use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use reqwest::{Client, StatusCode};
+use anyhow::Context;
+use reqwest::header::AUTHORIZATION;
+use reqwest::{Client, RequestBuilder, StatusCode};
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::bearer::{self, Bearer};
 use crate::domain::{PostId, Transport, Update, Version};
 use crate::probe::clients::{SseClient, StompClient};
 use crate::telemetry::Metrics;
@@ -22,23 +26,59 @@ const SILENT: u32 = 3;
 /// Arrivals kept per viewer: likes are one per period, so the last few decide.
 const KEPT: usize = 16;
 
+/// Where it sings, who it is, how often.
+#[derive(Debug, Clone)]
+pub(super) struct Way {
+    url: String,
+    /// Whoever keeps it valid writes it anew, so nobody keeps what was in it.
+    token: Option<PathBuf>,
+    period: Duration,
+}
+
+/// The token in the canary's file.
+pub(super) fn read_token(file: &Path) -> anyhow::Result<Bearer> {
+    Bearer::from_file(file).with_context(|| format!("--canary-token-file {}", file.display()))
+}
+
+impl Way {
+    pub(super) fn new(url: &str, token: Option<PathBuf>, period: Duration) -> Self {
+        Self { url: url.trim_end_matches('/').to_owned(), token, period }
+    }
+
+    fn bearer(&self) -> anyhow::Result<Option<Bearer>> {
+        self.token.as_deref().map(read_token).transpose()
+    }
+
+    fn client(&self, bearer: Option<&Bearer>) -> reqwest::Result<Client> {
+        bearer::client(bearer).no_proxy().connect_timeout(self.period).build()
+    }
+
+    /// With the time limit and the token of all its requests.
+    fn signed(&self, request: RequestBuilder) -> anyhow::Result<RequestBuilder> {
+        let request = request.timeout(self.period);
+        Ok(match self.bearer()? {
+            Some(bearer) => request.header(AUTHORIZATION, bearer.header()),
+            None => request,
+        })
+    }
+}
+
 /// Sings until it is dropped.
-pub(super) async fn sing(url: String, period: Duration, metrics: Metrics) {
-    let url = url.trim_end_matches('/').to_owned();
-    let client = match Client::builder().no_proxy().connect_timeout(period).build() {
+pub(super) async fn sing(way: Way, metrics: Metrics) {
+    let client = match way.client(None) {
         Ok(client) => client,
         Err(error) => return tracing::error!(%error, "no canary"),
     };
     loop {
-        match new_post(&client, &url, period).await {
+        match new_post(&client, &way).await {
             // Until the post is gone: the database was replaced.
-            Ok(post) => Canary::start(&client, &url, period, &metrics, post).run().await,
+            Ok(post) => Canary::start(&client, &way, &metrics, post).run().await,
             Err(error) => {
-                tracing::warn!(%error, %url, "the canary gets no post");
+                tracing::warn!(error = format!("{error:#}"), url = way.url, "the canary gets no post");
                 Transport::ALL.into_iter().for_each(|transport| count(&metrics, transport, "unreachable"));
             }
         }
-        sleep(period).await;
+        sleep(way.period).await;
     }
 }
 
@@ -49,21 +89,21 @@ fn count(metrics: &Metrics, transport: Transport, result: &str) {
 struct Canary {
     client: Client,
     likes: String,
-    period: Duration,
+    way: Way,
     metrics: Metrics,
     viewers: [Viewer; Transport::ALL.len()],
 }
 
 impl Canary {
-    fn start(client: &Client, url: &str, period: Duration, metrics: &Metrics, post: PostId) -> Self {
-        let likes = format!("{url}/posts/{post}/likes");
-        let viewers = Transport::ALL.map(|transport| Viewer::start(transport, client, url, post, period));
-        Self { client: client.clone(), likes, period, metrics: metrics.clone(), viewers }
+    fn start(client: &Client, way: &Way, metrics: &Metrics, post: PostId) -> Self {
+        let likes = format!("{}/posts/{post}/likes", way.url);
+        let viewers = Transport::ALL.map(|transport| Viewer::start(transport, way.clone(), post));
+        Self { client: client.clone(), likes, way: way.clone(), metrics: metrics.clone(), viewers }
     }
 
     /// A like per period, the first after one, when the viewers have had time to connect.
     async fn run(self) {
-        let mut every = interval(self.period);
+        let mut every = interval(self.way.period);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         every.tick().await;
         loop {
@@ -76,9 +116,10 @@ impl Canary {
                     tokio::join!(first, second);
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the canary's like failed");
+                    tracing::warn!(error = format!("{error:#}"), "the canary's like failed");
                     Transport::ALL.into_iter().for_each(|transport| count(&self.metrics, transport, "unreachable"));
-                    if error.status() == Some(StatusCode::NOT_FOUND) {
+                    let answer = error.downcast_ref::<reqwest::Error>().and_then(reqwest::Error::status);
+                    if answer == Some(StatusCode::NOT_FOUND) {
                         return;
                     }
                 }
@@ -86,13 +127,13 @@ impl Canary {
         }
     }
 
-    async fn like(&self) -> reqwest::Result<Version> {
+    async fn like(&self) -> anyhow::Result<Version> {
         #[derive(Deserialize)]
         struct Liked {
             version: Version,
         }
-        let liked: Liked =
-            self.client.post(&self.likes).timeout(self.period).send().await?.error_for_status()?.json().await?;
+        let request = self.way.signed(self.client.post(&self.likes))?;
+        let liked: Liked = request.send().await?.error_for_status()?.json().await?;
         Ok(liked.version)
     }
 
@@ -103,22 +144,22 @@ impl Canary {
             return count(&self.metrics, *transport, "unreachable");
         }
         let mut seen = seen.clone();
-        let arrived = timeout_at(began + self.period, seen.wait_for(|seen| seen.at(version).is_some())).await;
+        let arrived = timeout_at(began + self.way.period, seen.wait_for(|seen| seen.at(version).is_some())).await;
         let at = arrived.ok().and_then(Result::ok).and_then(|seen| seen.at(version));
         let Some(at) = at else { return count(&self.metrics, *transport, "lost") };
         let took = at.saturating_duration_since(began);
         self.metrics.canary_like_to_view_seconds.with_label_values(&[transport.label()]).observe(took.as_secs_f64());
-        count(&self.metrics, *transport, if took * LATE <= self.period { "seen" } else { "late" });
+        count(&self.metrics, *transport, if took * LATE <= self.way.period { "seen" } else { "late" });
     }
 }
 
-async fn new_post(client: &Client, url: &str, limit: Duration) -> reqwest::Result<PostId> {
+async fn new_post(client: &Client, way: &Way) -> anyhow::Result<PostId> {
     #[derive(Deserialize)]
     struct Post {
         id: PostId,
     }
-    let request = client.post(format!("{url}/posts")).timeout(limit);
-    let request = request.json(&serde_json::json!({ "title": "pushlab canary" }));
+    let request =
+        way.signed(client.post(format!("{}/posts", way.url)))?.json(&serde_json::json!({ "title": "pushlab canary" }));
     let post: Post = request.send().await?.error_for_status()?.json().await?;
     Ok(post.id)
 }
@@ -160,10 +201,17 @@ enum Stream {
 
 impl Stream {
     /// The stream after its snapshot; nothing when there is none.
-    async fn open(transport: Transport, client: &Client, url: &str, post: PostId) -> Option<Self> {
+    async fn open(transport: Transport, way: &Way, post: PostId) -> Option<Self> {
+        let bearer = way.bearer().ok()?;
         match transport {
-            Transport::Sse => SseClient::open(client, url, post).await.ok().map(|(stream, _)| Self::Sse(stream)),
-            Transport::Stomp => StompClient::open(url, post, None).await.ok().map(|(session, _)| Self::Stomp(session)),
+            Transport::Sse => {
+                let client = way.client(bearer.as_ref()).ok()?;
+                SseClient::open(&client, &way.url, post).await.ok().map(|(stream, _)| Self::Sse(stream))
+            }
+            Transport::Stomp => {
+                let opened = StompClient::open(&way.url, post, bearer.as_ref()).await;
+                opened.ok().map(|(session, _)| Self::Stomp(session))
+            }
         }
     }
 
@@ -176,12 +224,12 @@ impl Stream {
 }
 
 impl Viewer {
-    fn start(transport: Transport, client: &Client, url: &str, post: PostId, period: Duration) -> Self {
+    fn start(transport: Transport, way: Way, post: PostId) -> Self {
         let (tell, seen) = watch::channel(Seen::default());
-        let (client, url) = (client.clone(), url.to_owned());
+        let period = way.period;
         let task = tokio::spawn(async move {
             loop {
-                if let Ok(Some(mut stream)) = timeout(period, Stream::open(transport, &client, &url, post)).await {
+                if let Ok(Some(mut stream)) = timeout(period, Stream::open(transport, &way, post)).await {
                     tell.send_modify(|seen| seen.connected = true);
                     while let Ok(Some(update)) = timeout(period * SILENT, stream.next()).await {
                         tell.send_modify(|seen| seen.came(update.version(), Instant::now()));

@@ -154,6 +154,10 @@ pub struct Config {
     #[arg(long, env = "PUSHLAB_CANARY_PERIOD", value_name = "DURATION", value_parser = duration, default_value = "10s")]
     pub canary_period: Duration,
 
+    /// With --canary and --auth jwt: file with the canary's token, read again for every like and stream, as tokens are renewed
+    #[arg(long, env = "PUSHLAB_CANARY_TOKEN_FILE", value_name = "FILE", requires = "canary")]
+    pub canary_token_file: Option<std::path::PathBuf>,
+
     /// Origins that may open streams and send likes from a browser, besides the pod's own (may be repeated, or one list with commas)
     #[arg(long = "origin", env = "PUSHLAB_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = super::origin::exact)]
     pub origins: Vec<String>,

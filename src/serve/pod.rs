@@ -84,6 +84,9 @@ pub async fn build_traced(config: &Config, tracing: &Tracing) -> anyhow::Result<
         config.canary.is_none() || !config.canary_period.is_zero(),
         "--canary-period must be longer than 0: write for example 10s"
     );
+    if let Some(file) = &config.canary_token_file {
+        canary::read_token(file)?;
+    }
     for (name, (public, admin, stomp)) in ports {
         let metrics = Metrics::new();
         let auth = Auth::open(&config.auth, config.trust_user_header.is_some(), &metrics).await?;
@@ -167,7 +170,8 @@ impl Pod {
         let _sweeps = AbortOnDropHandle::new(tokio::spawn(sweep_keys(Arc::clone(&app))));
         let _keys = AbortOnDropHandle::new(tokio::spawn(keep_keys_fresh(Arc::clone(&app))));
         let canary = app.config.canary.clone().map(|url| {
-            AbortOnDropHandle::new(tokio::spawn(canary::sing(url, app.config.canary_period, app.metrics.clone())))
+            let way = canary::Way::new(&url, app.config.canary_token_file.clone(), app.config.canary_period);
+            AbortOnDropHandle::new(tokio::spawn(canary::sing(way, app.metrics.clone())))
         });
         tokio::pin!(public);
         tokio::select! {

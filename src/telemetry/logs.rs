@@ -17,6 +17,9 @@ use super::trace;
 /// What is logged when nobody says otherwise.
 const DEFAULT: &str = "info,async_nats=warn,sqlx=warn";
 
+/// Tells whole frames at `trace`, and a canary's CONNECT has its token in it.
+const NEVER: &str = "tungstenite=warn";
+
 /// Changes what is logged while the process runs.
 pub struct Filter {
     file: Option<PathBuf>,
@@ -36,7 +39,7 @@ impl fmt::Debug for Filter {
 /// When the file cannot be read or holds no filter.
 pub fn init(json: bool, file: Option<PathBuf>) -> anyhow::Result<Filter> {
     let environment = || EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT));
-    let filter = file.as_deref().map_or_else(|| Ok(environment()), read)?;
+    let filter = file.as_deref().map_or_else(|| Ok(discreet(environment())), read)?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     Ok(if json {
         let builder = builder.json().map_event_format(|lines| WithIds { lines, json: true }).with_filter_reloading();
@@ -67,11 +70,18 @@ impl Filter {
     }
 }
 
+/// Without what nobody may read.
+fn discreet(filter: EnvFilter) -> EnvFilter {
+    filter.add_directive(NEVER.parse().expect("a directive"))
+}
+
 fn read(file: &Path) -> anyhow::Result<EnvFilter> {
     let name = file.display();
     let text = std::fs::read_to_string(file).with_context(|| format!("the log filter file {name}"))?;
     let filter = EnvFilter::builder().parse(text.trim());
-    filter.map_err(|error| anyhow!("{name} holds no log filter ({error}): write for example info or info,sqlx=warn"))
+    filter
+        .map(discreet)
+        .map_err(|error| anyhow!("{name} holds no log filter ({error}): write for example info or info,sqlx=warn"))
 }
 
 /// Adds `trace_id` and `span_id`, named as OpenTelemetry names them in logs of other formats.

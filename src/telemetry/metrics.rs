@@ -291,13 +291,13 @@ metrics! {
     build_info: IntGaugeVec [version];
     /// While the pod drains: viewers that are still to be ended. Else 0.
     drain_remaining: IntGauge;
-    /// What happened to the broker's connection: connected, disconnected, slow_consumer (messages were lost), lame_duck (the server is about to leave), error (reported by server or client).
+    /// What happened to the broker's connection: connected, disconnected, slow_consumer (65,536 messages of a subject waited for this pod and more were lost; it reads its posts again), lame_duck (the server is about to leave), error (reported by server or client).
     broker_events_total: IntCounterVec [event connected|disconnected|slow_consumer|lame_duck|error];
     /// Posts' subjects subscribed to at the broker.
     subscriptions: IntGauge;
     /// With --canary: from the like's request until a canary viewer got the update through the public URL.
     canary_like_to_view_seconds: HistogramVec [transport];
-    /// With --canary: likes of the canary, by what its viewer saw of them: seen, late (beyond the period), lost (a newer state came, or none), unreachable (the like or the stream failed).
+    /// With --canary: likes of the canary, by what its viewer saw of them: seen, late (after more than a tenth of the period), lost (not within the period), unreachable (the like or the stream failed).
     canary_total: IntCounterVec [transport, result];
 }
 

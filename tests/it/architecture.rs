@@ -18,7 +18,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("hub/bench", &["hub", "proto", "serve", "telemetry", "store", "broker"]),
         ("serve", &["proto", "hub", "store", "broker", "telemetry", "shutdown"]),
         // It is a viewer like any other, and the probe has a client for each transport.
-        ("serve/canary", &["probe", "telemetry"]),
+        ("serve/canary", &["bearer", "probe", "telemetry"]),
         ("load", &["bearer", "proto", "result", "telemetry", "shutdown"]),
         ("probe", &["bearer", "proto", "result", "telemetry", "shutdown"]),
         ("result", &[]),

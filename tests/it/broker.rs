@@ -187,3 +187,34 @@ async fn draining_sends_what_waits_and_a_missing_server_is_a_clear_error() {
     let error = Broker::connect(&nowhere, options, Arc::new(|_, _| ())).await.unwrap_err().to_string();
     assert!(error.contains("127.0.0.1:1") && error.contains("refused") && !error.contains("secret"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_does_not_take_its_messages_loses_some_and_is_told() {
+    let server = NatsServer::start();
+    let sender = End::connect(&target(&server), BrokerOptions::default()).await;
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let (held, received) = (Mutex::new(held), Arc::new(Mutex::new(Vec::new())));
+    let on_event = {
+        let received = received.clone();
+        Arc::new(move |event: LikesChanged, _| {
+            let _ = held.lock().unwrap().recv(); // until `release` is dropped
+            received.lock().unwrap().push(event.version.0);
+        })
+    };
+    let options = BrokerOptions { backlog: 4, ..BrokerOptions::default() };
+    let slow = Broker::connect(&target(&server), options, on_event).await.unwrap();
+    slow.subscribe(post(1)).await.unwrap();
+    for version in 1..=100 {
+        sender.broker.publish(event(post(1), version));
+    }
+    let told = || slow.counters().slow.load(std::sync::atomic::Ordering::Relaxed);
+    until("it is told", || told() > 0).await;
+    // Whoever watches posts reads them again then.
+    slow.state().wait_for(|state| state.missed > 0).await.unwrap();
+    drop(release);
+    until("what was kept arrives", || received.lock().unwrap().len() >= 4).await;
+    sender.broker.publish(event(post(1), 101));
+    until("events flow again", || received.lock().unwrap().last() == Some(&101)).await;
+    println!("{} of 101 events arrived, {} times too slow", received.lock().unwrap().len(), told());
+    assert!(received.lock().unwrap().len() < 101);
+}
