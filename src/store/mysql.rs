@@ -42,6 +42,9 @@ mod write;
 /// Least time a COMMIT is waited for, whatever was used up before: an unknown outcome is worse than a late one.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(1);
 
+/// Between two tries to connect to a server that has no connection left.
+const FULL: Duration = Duration::from_millis(50);
+
 /// Sizes of `in (…)` lists: a batch is filled up with repeats to the next one, so that few statements are prepared.
 const BATCHES: [usize; 4] = [1, 8, 64, 256];
 
@@ -295,9 +298,20 @@ impl MySql {
             Connections::Repair => &self.inner.repair,
         };
         let (counters, began) = (&self.inner.counters, Instant::now());
-        let acquired = timeout_at(deadline, pool.acquire()).await;
+        let patience = self.inner.options.acquire_timeout;
+        let acquiring = async {
+            loop {
+                match pool.acquire().await {
+                    // sqlx gives up at once, although one of the pool's own may be free in a moment.
+                    Err(error) if failure::is_full(&error) && began.elapsed() < patience => sleep(FULL).await,
+                    acquired => break acquired,
+                }
+            }
+        };
+        let acquired = timeout_at(deadline, acquiring).await;
         counters.acquire.observe(began.elapsed());
-        if matches!(acquired, Err(_) | Ok(Err(sqlx::Error::PoolTimedOut))) {
+        let in_vain = |error: &sqlx::Error| matches!(error, sqlx::Error::PoolTimedOut) || failure::is_full(error);
+        if acquired.as_ref().map_or(true, |acquired| acquired.as_ref().is_err_and(in_vain)) {
             StoreCounters::count(&counters.pool_timeouts);
         }
         match acquired {

@@ -224,6 +224,8 @@ pub(crate) struct NatsServer {
     port: u16,
     monitor: u16,
     jetstream: bool,
+    /// Its own port within a cluster and that of the other member.
+    cluster: Option<(u16, u16)>,
 }
 
 impl NatsServer {
@@ -238,10 +240,22 @@ impl NatsServer {
     }
 
     fn with(jetstream: bool) -> Self {
-        let folder = tempfile::Builder::new().prefix("pushlab-it-nats-").tempdir().unwrap().keep();
-        let mut server = Self { process: None, folder, port: free_port(), monitor: free_port(), jetstream };
+        let mut server = Self::new(jetstream, None);
         server.start_again();
         server
+    }
+
+    /// Two of one cluster that leave quickly when asked to (lame duck); only the first one runs.
+    pub(crate) fn pair() -> [Self; 2] {
+        let [one, two] = [free_port(), free_port()];
+        let mut pair = [(one, two), (two, one)].map(|ports| Self::new(false, Some(ports)));
+        pair[0].start_again();
+        pair
+    }
+
+    fn new(jetstream: bool, cluster: Option<(u16, u16)>) -> Self {
+        let folder = tempfile::Builder::new().prefix("pushlab-it-nats-").tempdir().unwrap().keep();
+        Self { process: None, folder, port: free_port(), monitor: free_port(), jetstream, cluster }
     }
 
     /// After [`NatsServer::kill`]: on the same port.
@@ -253,6 +267,13 @@ impl NatsServer {
         if self.jetstream {
             let folder = self.folder.join("streams").display().to_string();
             arguments.extend(["--jetstream".into(), "--store_dir".into(), folder]);
+        }
+        if let Some((own, other)) = self.cluster {
+            let file = self.folder.join("nats.conf");
+            let routes = format!("listen: '127.0.0.1:{own}', routes: ['nats://127.0.0.1:{other}']");
+            let conf = format!("lame_duck_grace_period: '100ms'\ncluster {{ name: lab, {routes} }}\n");
+            fs::write(&file, conf).unwrap();
+            arguments.extend(["-c".into(), file.display().to_string()]);
         }
         let _ = fs::remove_file(self.folder.join("keep"));
         self.process = Some(Process::start(&self.folder, &daemon, &arguments));

@@ -38,15 +38,18 @@ pub(super) struct Tries {
     pub(super) broken: u32,
 }
 
+fn number(error: &sqlx::Error) -> Option<u16> {
+    error.as_database_error()?.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number)
+}
+
+/// Whether the server has as many connections as it takes: in all, or of this user.
+pub(super) fn is_full(error: &sqlx::Error) -> bool {
+    matches!(number(error), Some(1040 | 1203 | 1226))
+}
+
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
-        let Some(number) = error
-            .as_database_error()
-            .and_then(|e| e.try_downcast_ref::<MySqlDatabaseError>())
-            .map(MySqlDatabaseError::number)
-        else {
-            return Self::Broken(error.to_string());
-        };
+        let Some(number) = number(&error) else { return Self::Broken(error.to_string()) };
         match number {
             // Deadlock; duplicate key in a race; "record has changed since last read" (MariaDB).
             1213 | 1062 | 1020 => Self::Contended,

@@ -1,6 +1,8 @@
 //! Time-outs and the broker's events, each provoked by what causes it in the world and read from `/metrics`. (Missed
 //! heart-beats: `stomp.rs`; slow heads: `hostile.rs`.)
 
+use std::time::Instant;
+
 use nix::sys::signal::Signal;
 use sqlx::{Connection, Executor, MySqlConnection};
 
@@ -108,4 +110,37 @@ async fn a_locked_row_and_a_broker_that_hangs_leaves_or_comes_back() {
     // Its word for "I leave soon": clients go elsewhere by and by.
     nats.signal(Signal::SIGUSR2);
     pods.metric_becomes(0, "pushlab_broker_events_total", &event("lame_duck"), 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_move_to_another_server_when_theirs_leaves_and_no_viewer_notices() {
+    let [leaving, mut staying] = NatsServer::pair();
+    let servers = format!("{},{}", leaving.url(), staying.url());
+    let pods = TestPods::start(&["--pods", "2", "--nats-url", &servers, "--anti-entropy", "off"]).await;
+    let post = pods.post().await;
+    let path = format!("/posts/{post}/likes");
+    let mut viewers = [Sse::open(&pods, 0, &path).await, Sse::open(&pods, 1, &path).await];
+    staying.start_again();
+    leaving.signal(Signal::SIGUSR2); // nats-server --signal ldm
+    // Likes go on until both pods have moved, and for a while after that.
+    let (mut likes, mut after, deadline) = (0, 0, Instant::now() + super::PATIENCE);
+    while after < 10 {
+        likes += 1;
+        assert_eq!(pods.like(0, post).await["version"], likes);
+        let mut moved = 0.0;
+        for pod in 0..2 {
+            moved += pods.metric(pod, "pushlab_broker_reconnects_total", "").await.min(1.0);
+        }
+        after += u32::from(moved > 1.5);
+        assert!(Instant::now() < deadline, "{moved} of 2 pods have moved");
+    }
+    for pod in 0..2 {
+        assert!(pods.metric(pod, "pushlab_broker_events_total", "event=\"lame_duck\"").await > 0.5);
+        pods.metric_becomes(pod, "pushlab_broker_connected", "", 1.0).await;
+    }
+    println!("{likes} likes meanwhile");
+    for viewer in &mut viewers {
+        assert_eq!(viewer.until(likes).await["likes"], likes);
+    }
+    assert!(pods.metric(0, "pushlab_closed_total", "").await + pods.metric(1, "pushlab_closed_total", "").await < 0.5);
 }
