@@ -47,6 +47,8 @@ pub fn title(name: &str) -> String {
         "max_over_mean_before" => "most ÷ mean viewers per pod before",
         "max_over_mean_settled" => "most ÷ mean viewers per pod, settled",
         "balanced_after_s" => "time until most ÷ mean < 1.2",
+        "p99_us_on_fullest_pod" => "commit → arrival p99, viewers of the fullest pod",
+        "p99_us_on_emptiest_pod" => "commit → arrival p99, viewers of the emptiest pod",
         "newcomers_to_new_pod_10s" => "newcomers to the new pod in its first 10 s",
         "even_share" => "an even share",
         "answered_by_broken_pod" => "streams answered by the broken pod",
@@ -94,7 +96,11 @@ enum Unit {
 /// The unit that a name ends with (or is known to have), and the name without it.
 fn unit(name: &str) -> Option<(&str, Unit)> {
     let base = name.split('.').next().unwrap_or(name);
-    if base.starts_with("commit_to_") || base.starts_with("due_to_") || base == "cpu_us_per_delivery" {
+    if base.starts_with("commit_to_")
+        || base.starts_with("due_to_")
+        || base == "cpu_us_per_delivery"
+        || base.starts_with("p99_us_on_")
+    {
         return Some((base, Unit::Micros));
     }
     if ["newcomers_to_new_pod_10s", "answered_by_broken_pod", "attempts_that_failed", "events_before_the_end"]
