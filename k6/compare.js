@@ -9,7 +9,7 @@ import { k6Version, liker, subscribe } from 'k6/x/push';
 import { check } from 'k6';
 import exec from 'k6/execution';
 import { setTimeout } from 'k6/timers';
-import { baseUrls, common, heartbeat, list, number, seconds, streamHost, streamUrls, text } from './lib/config.js';
+import { baseUrls, common, heartbeat, list, number, seconds, share, streamHost, streamUrls, text } from './lib/config.js';
 import { account, book, finals, makePosts, post, states } from './lib/posts.js';
 import { keep, summary } from './lib/summary.js';
 
@@ -66,14 +66,14 @@ export async function watch({ posts }) {
   const cell = cells[__ENV.CELL];
   const own = posts[cell.name];
   const mine = exec.scenario.iterationInTest; // one iteration per VU, numbered over all pods of a TestRun
-  const share = Math.floor(cell.viewers / vus) + (mine % vus < cell.viewers % vus ? 1 : 0);
-  if (share === 0) return;
+  const held = share(cell.viewers, vus, mine);
+  if (held === 0) return;
   const streams = subscribe({
     transport: cell.transport, url: list(`${cell.transport.toUpperCase()}_URL`, streamUrls.join(',')), host: edge(cell.transport, 'HOST', streamHost),
-    posts: own, streams: share, connectRate: number('CONNECT_RATE', 500, 1), heartbeat,
+    posts: own, streams: held, connectRate: number('CONNECT_RATE', 500, 1), heartbeat,
   });
   const joined = await streams.joined('30s');
-  check(joined, { 'every viewer has a first state': (n) => n === share });
+  check(joined, { 'every viewer has a first state': (n) => n === held });
   const end = exec.scenario.startTime + (join + duration + 1) * 1000;
   await new Promise((done) => setTimeout(done, Math.max(0, end - Date.now())));
   const lost = await streams.reached(finals(own), '10s');

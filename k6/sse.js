@@ -7,7 +7,7 @@ import { subscribe, k6Version } from 'k6/x/push';
 import exec from 'k6/execution';
 import { setTimeout } from 'k6/timers';
 import { check } from 'k6';
-import { common, heartbeat, number, seconds, streamHost, streamUrls, text } from './lib/config.js';
+import { heartbeat, number, seconds, settle, share, streamHost, streamUrls, text, watching } from './lib/config.js';
 import { account, finals, makePosts, post, states } from './lib/posts.js';
 import { keep, summary } from './lib/summary.js';
 
@@ -17,28 +17,9 @@ const vus = number('VUS', 1, 1);
 const rate = number('RATE', 10);
 const duration = seconds('DURATION', '30s');
 const join = seconds('JOIN', '5s'); // for connecting, before the first like
-const settle = 2; // after the last like
 
-export const options = {
-  ...common,
-  scenarios: {
-    viewers: {
-      executor: 'per-vu-iterations', vus, iterations: 1, exec: 'watch', gracefulStop: '10s', maxDuration: `${Math.ceil(join + duration + settle + 60)}s`,
-    },
-    ...(rate > 0 && {
-      likes: {
-        executor: 'constant-arrival-rate', exec: 'like', startTime: `${join}s`, duration: `${duration}s`, rate, timeUnit: '1s',
-        preAllocatedVUs: Math.max(20, Math.ceil(rate)), gracefulStop: '10s',
-      },
-    }),
-  },
-  thresholds: keep({
-    pushlab_commit_to_arrival: [`p(99)<${number('P99_MS', 1000, 1)}`],
-    pushlab_lost_finals: ['count==0'],
-    pushlab_timeouts: ['count==0'],
-    ...(rate > 0 && { dropped_iterations: ['count==0'] }),
-  }, '', ['user_stamps']),
-};
+export const options = watching({ vus, rate, join, duration });
+keep(options.thresholds, '', ['user_stamps']);
 
 export function setup() {
   const posts = makePosts(number('POST_COUNT', 1, 1));
@@ -47,14 +28,14 @@ export function setup() {
 
 export async function watch({ posts }) {
   const mine = exec.scenario.iterationInTest; // one iteration per VU, numbered over all pods of a TestRun
-  const share = Math.floor(viewers / vus) + (mine % vus < viewers % vus ? 1 : 0);
-  if (share === 0) return;
+  const held = share(viewers, vus, mine);
+  if (held === 0) return;
   const streams = subscribe({
-    transport, url: streamUrls, host: streamHost, posts, streams: share, connectRate: number('CONNECT_RATE', 500, 1), heartbeat,
+    transport, url: streamUrls, host: streamHost, posts, streams: held, connectRate: number('CONNECT_RATE', 500, 1), heartbeat,
   });
   const joined = await streams.joined('30s');
-  console.log(`joined ${joined} of ${share}`);
-  check(joined, { 'every viewer has a first state': (n) => n === share });
+  console.log(`joined ${joined} of ${held}`);
+  check(joined, { 'every viewer has a first state': (n) => n === held });
   const end = exec.scenario.startTime + (join + duration + settle) * 1000;
   await new Promise((done) => setTimeout(done, Math.max(0, end - Date.now())));
   const lost = await streams.reached(finals(posts), '15s');

@@ -9,7 +9,7 @@ import exec from 'k6/execution';
 import { Counter, Trend } from 'k6/metrics';
 import { clearInterval, clearTimeout, setInterval, setTimeout } from 'k6/timers';
 import { WebSocket } from 'k6/websockets';
-import { common, number, seconds, streamHost, streamUrls, text } from './lib/config.js';
+import { number, seconds, settle, share, streamHost, streamUrls, text, watching } from './lib/config.js';
 import { account, book, finals, makePosts, post, states } from './lib/posts.js';
 import { HEARTBEAT, decode, encode } from './lib/stomp.js';
 import { keep, summary } from './lib/summary.js';
@@ -21,32 +21,13 @@ const duration = seconds('DURATION', '30s');
 const send = text('WRITE', 'post') === 'send';
 const period = seconds('HEARTBEAT', '10s') * 1000;
 const join = seconds('JOIN', '5s');
-const settle = 2;
 
 const arrival = new Trend('pushlab_commit_to_arrival', true);
 const counters = Object.fromEntries(['gaps', 'duplicates', 'reconnects', 'timeouts', 'lost_finals'].map((name) => [name, new Counter(`pushlab_${name}`)]));
 const tags = { transport: 'stomp', stamped: 'js' };
 
-export const options = {
-  ...common,
-  scenarios: {
-    viewers: {
-      executor: 'per-vu-iterations', vus, iterations: 1, exec: 'watch', gracefulStop: '10s', maxDuration: `${Math.ceil(join + duration + settle + 60)}s`,
-    },
-    ...(!send && {
-      likes: {
-        executor: 'constant-arrival-rate', exec: 'like', startTime: `${join}s`, duration: `${duration}s`, rate, timeUnit: '1s',
-        preAllocatedVUs: Math.max(20, Math.ceil(rate)), gracefulStop: '10s',
-      },
-    }),
-  },
-  thresholds: keep({
-    pushlab_commit_to_arrival: [`p(99)<${number('P99_MS', 1000, 1)}`],
-    pushlab_lost_finals: ['count==0'],
-    pushlab_timeouts: ['count==0'],
-    ...(!send && { dropped_iterations: ['count==0'] }),
-  }, ''),
-};
+export const options = watching({ vus, rate: send ? 0 : rate, join, duration });
+keep(options.thresholds, '');
 
 export function setup() {
   const posts = makePosts(number('POST_COUNT', 1, 1));
@@ -139,15 +120,15 @@ const later = (ms) => new Promise((done) => setTimeout(done, Math.max(0, ms)));
 export async function watch({ posts }) {
   for (const counter of Object.values(counters)) counter.add(0, tags);
   const mine = exec.scenario.iterationInTest; // one iteration per VU, numbered over all pods of a TestRun
-  const share = Math.floor(viewers / vus) + (mine % vus < viewers % vus ? 1 : 0);
-  const all = Array.from({ length: share }, (_, i) => new Viewer(streamUrls[i % streamUrls.length], posts[i % posts.length]));
+  const held = share(viewers, vus, mine);
+  const all = Array.from({ length: held }, (_, i) => new Viewer(streamUrls[i % streamUrls.length], posts[i % posts.length]));
   // A timer that is left would hold the iteration.
   let patience;
   const late = new Promise((done) => { patience = setTimeout(() => done(false), 20000); });
   const outcomes = await Promise.all(all.map((viewer) => Promise.race([viewer.joined.then(() => true, () => false), late])));
   clearTimeout(patience);
   const joined = outcomes.filter(Boolean).length;
-  check(joined, { 'every viewer has a first state': (n) => n === share });
+  check(joined, { 'every viewer has a first state': (n) => n === held });
   const start = exec.scenario.startTime + join * 1000;
   const live = all.filter((_, i) => outcomes[i]);
   if (send && live.length) {

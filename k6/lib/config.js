@@ -42,3 +42,31 @@ export const common = {
 /** Request parameters with the Host header and a name of low cardinality. */
 export const params = (name, more = {}) =>
   ({ ...more, headers: { ...(likeHost && { Host: likeHost }), ...more.headers }, tags: { name, ...more.tags } });
+
+/** How many of VIEWERS the VU with this number holds. */
+export const share = (viewers, vus, mine) => Math.floor(viewers / vus) + (mine % vus < viewers % vus ? 1 : 0);
+
+/** Seconds after the last like in which viewers may still be told. */
+export const settle = 2;
+
+/** The options of a script in which `vus` VUs hold viewers (`watch`), and likes come at a constant rate (`like`; 0: they are not this script's). */
+export const watching = ({ vus, rate, join, duration }) => ({
+  ...common,
+  scenarios: {
+    viewers: {
+      executor: 'per-vu-iterations', vus, iterations: 1, exec: 'watch', gracefulStop: '10s', maxDuration: `${Math.ceil(join + duration + settle + 60)}s`,
+    },
+    ...(rate > 0 && {
+      likes: {
+        executor: 'constant-arrival-rate', exec: 'like', startTime: `${join}s`, duration: `${duration}s`, rate, timeUnit: '1s',
+        preAllocatedVUs: Math.max(20, Math.ceil(rate)), gracefulStop: '10s',
+      },
+    }),
+  },
+  thresholds: {
+    pushlab_commit_to_arrival: [`p(99)<${number('P99_MS', 1000, 1)}`],
+    pushlab_lost_finals: ['count==0'],
+    pushlab_timeouts: ['count==0'],
+    ...(rate > 0 && { dropped_iterations: ['count==0'] }),
+  },
+});

@@ -215,7 +215,7 @@ fn remarks(question: &str, verdicts: &[&Verdict], scenarios: &[Scenario], groups
         remarks.push(format!("All of it at {shared}."));
     }
     if verdicts.iter().any(|v| v.outcome == Outcome::NoVerdict) {
-        remarks.push("Too few pairs for a verdict; `--plan full` runs at least eight per claim.".into());
+        remarks.push("Too few pairs for a verdict; the plan \"full\" runs at least eight per claim.".into());
     }
     remarks.extend(findings::of(question, groups));
     let figures = scenarios.iter().filter(|scenario| scenario.question == question).flat_map(|s| &s.extremes);

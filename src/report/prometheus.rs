@@ -117,6 +117,12 @@ fn latencies(run: &Run, snapshot: &Snapshot) -> (Vec<(&'static str, Vec<String>)
         rows.push(("difference: edge and kernel", between));
     }
     let mut remarks = Vec::new();
+    if p99.is_none() {
+        let likes = summary.commit_to_arrival.likes;
+        remarks.push(format!(
+            "The ledger has no p99 of {likes} likes where they are fewer than 1,000 or the generator was late."
+        ));
+    }
     if let Some(generator) = generator {
         let (mut agree, mut apart) = (Vec::new(), Vec::new());
         for (q, name, us) in ledger {

@@ -160,12 +160,17 @@ pub fn lines(label: &str, x: &Axis, y: &Axis, lines: &[Line], marks: &[(f64, Str
         }
         chart
             .draw_series([PathElement::new([(x.range.0, y.range.0), (x.range.1, y.range.0)], stroke(Ink::Axis, 1))])?;
-        for (row, (at, text)) in marks.iter().enumerate() {
+        let mut row = 0;
+        for (at, text) in marks {
             chart.draw_series([PathElement::new([(*at, y.range.0), (*at, y.range.1)], stroke(Ink::Mark, 1))])?;
             let (px, py) = chart.backend_coord(&(*at, y.range.1));
             let left = px < WIDTH as i32 / 2;
             let side = if left { HPos::Left } else { HPos::Right };
-            write(root, text, (if left { px + 4 } else { px - 4 }, py + 2 + 15 * (row as i32 % 4)), side, VPos::Top)?;
+            let (at, room) = if left { (px + 4, WIDTH as i32 - px - 4) } else { (px - 4, px - 4) };
+            for text in wrap(text, room / LETTER) {
+                write(root, &text, (at, py + 2 + 15 * (row % 4)), side, VPos::Top)?;
+                row += 1;
+            }
         }
         for line in lines {
             let ink = Ink::Series(line.series);
@@ -178,6 +183,24 @@ pub fn lines(label: &str, x: &Axis, y: &Axis, lines: &[Line], marks: &[(f64, Str
         write(root, &y.title, (4, 4), HPos::Left, VPos::Top)?;
         write(root, &x.title, (WIDTH as i32 - 18, 272), HPos::Right, VPos::Top)
     })
+}
+
+/// What a letter of a label takes on average, in drawing units.
+const LETTER: i32 = 8;
+
+/// The text in lines of so many letters, broken between words.
+fn wrap(text: &str, letters: i32) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if (line.chars().count() + 1 + word.chars().count()) as i32 <= letters => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 /// A stroke of that width.
