@@ -97,7 +97,7 @@ fn name(column: &Column<'_>) -> String {
         "proxy-reload" => "proxy reloaded",
         "blackhole-edge-pod" => "no packet between edge and pod",
         "blackhole-viewer-edge" => "no packet between viewers and edge",
-        "rollout-restart" => "every pod replaced (rollout restart)",
+        "rollout-restart" => "every pod replaced (rollout restart; times count from its first step)",
         other => other,
     };
     let mut name = fault.to_owned();
