@@ -125,14 +125,14 @@ async fn probe(config: &Config) -> Result<(), Failure> {
     let made = |bearer| bearer::client(bearer).no_proxy().build().map_err(|e| failed(e.to_string(), "this is a bug"));
     // The admin port asks for no token, and so it is shown none.
     let (client, admin_client) = (made(bearer.as_ref())?, made(None)?);
-    let base = plain(&config.base_url)?;
+    let base = usable(&config.base_url)?;
     let streams = config.stream_url.as_ref().unwrap_or(&config.base_url);
-    let sse_url = plain(config.sse_url.as_ref().unwrap_or(streams))?;
-    let stomp_url = plain(config.stomp_url.as_ref().unwrap_or(streams))?;
+    let sse_url = usable(config.sse_url.as_ref().unwrap_or(streams))?;
+    let stomp_url = usable(config.stomp_url.as_ref().unwrap_or(streams))?;
 
     for admin in &config.admin_url {
         let hint = "the pod says on its admin port what it waits for: is the database up, is NATS up, is it draining?";
-        step("ready", limit, hint, ready(&admin_client, plain(admin)?)).await?;
+        step("ready", limit, hint, ready(&admin_client, usable(admin)?)).await?;
     }
     let hint = "is the service running there, with the role api and its database?";
     let post = step("post", limit, hint, take_post(&client, base, config.post_id)).await?;
@@ -161,17 +161,29 @@ async fn probe(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A base URL that can be spoken to: plain HTTP.
-fn plain(url: &str) -> Result<&str, Failure> {
-    let wrong = |hint: &str| Failure { step: "url", what: format!("cannot use {url:?}"), hint: hint.into() };
-    if url.starts_with("https://") {
-        return Err(wrong("TLS is not built in; give the plain HTTP address behind the TLS proxy"));
+/// A base URL that can be spoken to.
+fn usable(url: &str) -> Result<&str, Failure> {
+    if is_base_url(url) {
+        return Ok(url.trim_end_matches('/'));
     }
-    match url.strip_prefix("http://") {
-        Some(rest) if !rest.is_empty() => Ok(url.trim_end_matches('/')),
-        _ => Err(wrong("write http://host:port")),
-    }
+    let hint = "write http://host:port or https://host".into();
+    Err(Failure { step: "url", what: format!("cannot use {url:?}"), hint })
 }
+
+/// Whether the probe's clients can speak to it: HTTP, with or without TLS.
+pub(crate) fn is_base_url(url: &str) -> bool {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    rest.is_some_and(|rest| !rest.trim_end_matches('/').is_empty())
+}
+
+/// What rustls says comes as an I/O error, from hyper within another one.
+fn is_tls(error: &std::io::Error) -> bool {
+    let within = error.get_ref().and_then(|error| error.downcast_ref());
+    error.kind() == std::io::ErrorKind::InvalidData || within.is_some_and(is_tls)
+}
+
+/// What to do about a certificate that nobody here vouches for.
+const UNTRUSTED: &str = "its certificate is not trusted here: SSL_CERT_FILE names the roots to trust (PEM)";
 
 /// A status other than 2xx as a failure, with the problem's detail or the first line of the body.
 async fn success(response: Response) -> Result<Response, Wrong> {
@@ -203,7 +215,9 @@ fn unreachable(error: &reqwest::Error) -> Wrong {
         cause = deeper;
     }
     let wrong = Wrong::new(cause);
-    if error.is_connect() {
+    if cause.downcast_ref().is_some_and(is_tls) {
+        wrong.hint(UNTRUSTED)
+    } else if error.is_connect() {
         wrong.hint("nothing answers there: is the service running, is the port right?")
     } else {
         wrong

@@ -8,7 +8,7 @@ use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
-use super::{Wrong, by, success, unreachable};
+use super::{UNTRUSTED, Wrong, by, is_tls, success, unreachable};
 use crate::bearer::Bearer;
 use crate::domain::{PostId, Update};
 use crate::proto::sse;
@@ -88,8 +88,11 @@ pub(crate) struct StompClient {
 impl StompClient {
     /// Opens the session, subscribes and waits for the snapshot.
     pub(crate) async fn open(base: &str, post: PostId, bearer: Option<&Bearer>) -> Result<(Self, String), Wrong> {
-        let rest = base.strip_prefix("http://").unwrap_or(base);
-        let mut request = format!("ws://{rest}/stomp").into_client_request().map_err(Wrong::new)?;
+        let (scheme, rest) = match base.strip_prefix("https://") {
+            Some(rest) => ("wss", rest),
+            None => ("ws", base.strip_prefix("http://").unwrap_or(base)),
+        };
+        let mut request = format!("{scheme}://{rest}/stomp").into_client_request().map_err(Wrong::new)?;
         let offered = HeaderValue::from_static("v12.stomp, v11.stomp, v10.stomp");
         request.headers_mut().insert("sec-websocket-protocol", offered);
         let (socket, response) = connect_async(request).await.map_err(|e| handshake(&e))?;
@@ -180,6 +183,7 @@ impl StompClient {
 
 fn handshake(error: &tungstenite::Error) -> Wrong {
     match error {
+        tungstenite::Error::Io(cause) if is_tls(cause) => Wrong::new(cause).hint(UNTRUSTED),
         tungstenite::Error::Io(cause) => {
             Wrong::new(cause).hint("nothing answers there: is the service running, is the port right?")
         }

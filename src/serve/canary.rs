@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::bearer::{self, Bearer};
 use crate::domain::{PostId, Transport, Update, Version};
 use crate::probe::clients::{SseClient, StompClient};
+use crate::probe::is_base_url;
 use crate::telemetry::Metrics;
 
 /// A like seen later than this part of the period is late.
@@ -38,6 +39,11 @@ pub(super) struct Way {
 /// The token in the canary's file.
 pub(super) fn read_token(file: &Path) -> anyhow::Result<Bearer> {
     Bearer::from_file(file).with_context(|| format!("--canary-token-file {}", file.display()))
+}
+
+/// The public URL as its clients take it.
+pub(super) fn base_url(text: &str) -> Result<String, String> {
+    if is_base_url(text) { Ok(text.into()) } else { Err("write http://host:port or https://host".into()) }
 }
 
 impl Way {
@@ -194,6 +200,7 @@ struct Viewer {
 }
 
 /// Its connection.
+#[expect(clippy::large_enum_variant, reason = "a pod has one of each")]
 enum Stream {
     Sse(SseClient),
     Stomp(StompClient),

@@ -147,7 +147,7 @@ pub struct Config {
     pub idle_cut: Duration,
 
     /// Likes a post of its own through this public URL and watches it over SSE and STOMP: like → view as users have it (metrics pushlab_canary_*). On one pod, or a few
-    #[arg(long, env = "PUSHLAB_CANARY", value_name = "URL", value_parser = plain_url)]
+    #[arg(long, env = "PUSHLAB_CANARY", value_name = "URL", value_parser = super::canary::base_url)]
     pub canary: Option<String>,
 
     /// With --canary: one like per this time
@@ -336,13 +336,6 @@ impl std::str::FromStr for CpuList {
             cores.extend(first..=last);
         }
         Ok(Self(cores))
-    }
-}
-
-fn plain_url(text: &str) -> Result<String, String> {
-    match text.strip_prefix("http://") {
-        Some(host) if !host.is_empty() => Ok(text.into()),
-        _ => Err("write http://host:port; its STOMP client speaks no TLS: give the edge's plain HTTP address".into()),
     }
 }
 

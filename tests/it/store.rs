@@ -28,8 +28,13 @@ impl Target {
     }
 
     pub(crate) async fn connect(&self) -> LikeStore {
-        // Enough for a test in which everybody wants the same row at once.
-        let options = StoreOptions { write: self.write, optimistic_retries: 200, ..StoreOptions::default() };
+        // Enough for a test in which everybody wants the same row at once, on a machine that does something else, too.
+        let options = StoreOptions {
+            write: self.write,
+            optimistic_retries: 200,
+            operation_timeout: Duration::from_secs(30),
+            ..StoreOptions::default()
+        };
         LikeStore::connect(&self.url, options).await.unwrap()
     }
 }

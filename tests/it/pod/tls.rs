@@ -178,3 +178,34 @@ async fn a_new_certificate_is_taken_on_sighup() {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_probe_and_a_canary_go_through_tls_and_believe_no_certificate_they_cannot_check() {
+    let pod = Secured::start().await;
+    let roots = pod.folder.path().join("cert.pem").to_str().unwrap().to_owned();
+    let url = pod.url("");
+    let probe = |roots: Option<&str>| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_pushlab"));
+        command
+            .args(["probe", "--base-url", &url])
+            .env_remove("SSL_CERT_FILE")
+            .envs(roots.map(|file| ("SSL_CERT_FILE", file)));
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, said) = probe(Some(&roots));
+    assert!(code == Some(0) && said.contains("both transports"), "{said}");
+    let (code, said) = probe(None);
+    assert!(code == Some(1) && said.contains("SSL_CERT_FILE"), "{said}");
+
+    let singer = PodProcess::with(&["--canary", &url, "--canary-period", "1s"], &[("SSL_CERT_FILE", &roots)]);
+    let singer = TestPods::of(&singer);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    for transport in ["sse", "stomp"] {
+        let seen = format!("result=\"seen\",transport=\"{transport}\"");
+        while singer.metric(0, "pushlab_canary_total", &seen).await < 0.5 {
+            assert!(tokio::time::Instant::now() < deadline, "no canary over {transport}");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+}
