@@ -9,6 +9,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pushlab::compare::stack::guardian::descendants;
 
+use crate::pod_process::PATIENCE;
+
 const PUSHLAB: &str = env!("CARGO_BIN_EXE_pushlab");
 
 const PLAN: &str = r#"
@@ -75,7 +77,7 @@ fn nothing_is_left_when_it_is_killed_in_mid_run() {
     let begun = Instant::now();
     while below.iter().any(|pid| kill(Pid::from_raw(*pid), None).is_ok()) || temp.path().read_dir().unwrap().count() > 0
     {
-        assert!(begun.elapsed() < Duration::from_secs(5), "left after 5 s: {below:?}");
+        assert!(begun.elapsed() < PATIENCE, "left: {below:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

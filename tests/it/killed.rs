@@ -16,6 +16,7 @@ use reqwest::{Method, Response};
 use serde_json::Value;
 
 use crate::likes::Pod;
+use crate::pod_process::PATIENCE;
 use crate::servers::{MariaDb, NatsServer, until};
 
 const PUSHLAB: &str = env!("CARGO_BIN_EXE_pushlab");
@@ -77,7 +78,7 @@ impl Lab {
 }
 
 async fn was_killed(mut pod: Child) {
-    let ended = tokio::time::timeout(Duration::from_secs(20), pod.process.wait()).await.expect("it dies");
+    let ended = tokio::time::timeout(PATIENCE, pod.process.wait()).await.expect("it dies");
     assert_eq!(ended.how, "SIGKILL", "{}", pod.process.log_tail());
 }
 

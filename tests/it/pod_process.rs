@@ -109,8 +109,8 @@ impl Drop for PodProcess {
     }
 }
 
-/// What the tests wait for at most, on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// What the tests wait at most, however busy the machine. What is bounded ends before it; how soon is not a test's to judge.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Creates a post at the pod that listens there; its id.
 pub(crate) async fn new_post(http: &reqwest::Client, listen: SocketAddr) -> u64 {

@@ -14,6 +14,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sqlx::{Connection, Executor, MySqlConnection};
 
+use crate::pod_process::PATIENCE;
+
 /// Ends its child when its own standard input ends, that is when this process is gone; then removes the folder. Its
 /// workers (nginx) are killed right after it.
 const GUARD: &str = r#"dir=$1; shift; "$@" >"$dir/log" 2>&1 & pid=$!; echo $pid; read -r _
@@ -314,9 +316,9 @@ impl Drop for NatsServer {
     }
 }
 
-/// Waits until it is so, at most 20 s.
+/// Waits until it is so, at most [`PATIENCE`].
 pub(crate) async fn until(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while !so() {
         assert!(Instant::now() < deadline, "in vain: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -10,12 +10,14 @@ use pushlab::compare::stack::guardian::{Spawn, descendants};
 use pushlab::compare::stack::processes::Guardian;
 use pushlab::compare::stack::services::{self, Service};
 
+use crate::pod_process::PATIENCE;
+
 const PUSHLAB: &str = env!("CARGO_BIN_EXE_pushlab");
 
-fn until(what: &str, patience: Duration, mut holds: impl FnMut() -> bool) {
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < patience, "not within {patience:?}: {what}");
+        assert!(begun.elapsed() < PATIENCE, "in vain: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -36,12 +38,10 @@ async fn nothing_is_left_when_the_pipe_to_the_lab_ends() {
     assert_eq!(deaf.unwrap().lines.recv().await.as_deref(), Some("there"));
     away.lines.recv().await.unwrap();
     assert_eq!(away.wait().await.code, Some(0));
-    until("the orphan is adopted", Duration::from_secs(5), || descendants(own).len() >= 2);
+    until("the orphan is adopted", || descendants(own).len() >= 2);
     let below = descendants(own);
     drop(guardian);
-    until("all are gone", Duration::from_secs(5), || {
-        below.iter().chain([&own]).all(|pid| kill(Pid::from_raw(*pid), None).is_err())
-    });
+    until("all are gone", || below.iter().chain([&own]).all(|pid| kill(Pid::from_raw(*pid), None).is_err()));
     assert!(!folder.exists());
 }
 
@@ -92,7 +92,7 @@ async fn the_real_servers_serve() {
         running.set_pods(&guardian, &both).await.unwrap();
         let begun = Instant::now();
         while ask().await != "two" {
-            assert!(begun.elapsed() < Duration::from_secs(5), "{edge} never chose the pod that was added");
+            assert!(begun.elapsed() < PATIENCE, "{edge} never chose the pod that was added");
         }
         running.stop(&guardian).await;
     }

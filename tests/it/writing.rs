@@ -10,13 +10,17 @@ use pushlab::store::{
 use sqlx::mysql::MySqlRow;
 use sqlx::{Connection, MySqlConnection, Row};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
+use crate::pod_process::PATIENCE;
 use crate::proxy::Proxy;
 use crate::servers::MariaDb;
-use crate::store::{all, eventually, every_version_is_published_once, keyed, like, new_post, state, unlike};
+use crate::store::{
+    all, eventually, every_version_is_published_once, hasty, keyed, like, new_post, patient, state, unlike,
+};
 
 async fn open(url: &str, write: WriteStrategy) -> LikeStore {
-    open_with(url, StoreOptions { write, ..StoreOptions::default() }).await
+    open_with(url, patient(write)).await
 }
 
 async fn open_with(url: &str, options: StoreOptions) -> LikeStore {
@@ -51,23 +55,22 @@ async fn a_like_costs_five_round_trips_and_no_more() {
         (WriteStrategy::Event, 1),       // INSERT … SELECT
     ] {
         // One connection, so that the next like waits until it is back: the pool's ping counts too.
-        let options = StoreOptions { write, max_connections: 1, ..StoreOptions::default() };
+        let options = StoreOptions { max_connections: 1, ..patient(write) };
         let store = open_with(&server.database().await, options).await;
         let post = new_post(&store).await;
         for _ in 0..5 {
             store.apply(&like(post)).await.unwrap();
         }
-        tokio::time::sleep(Duration::from_millis(100)).await; // The fifth one's ping.
         let before = counters(&mut watcher).await;
         for _ in 0..LIKES {
             store.apply(&like(post)).await.unwrap();
         }
-        let deadline = Instant::now() + Duration::from_secs(5);
+        // A writer that finds somebody waiting keeps its connection, and saves the ping.
+        let fewest = if write == WriteStrategy::Combining { 1 } else { LIKES };
+        let deadline = Instant::now() + PATIENCE;
         let after = loop {
             let now = counters(&mut watcher).await;
-            // A writer that finds somebody waiting keeps its connection, and saves the ping.
-            let pings = if write == WriteStrategy::Combining { 1 } else { LIKES };
-            if now["admin_commands"] - before["admin_commands"] >= pings || Instant::now() > deadline {
+            if now["admin_commands"] - before["admin_commands"] >= fewest || Instant::now() > deadline {
                 break now;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -76,7 +79,8 @@ async fn a_like_costs_five_round_trips_and_no_more() {
         let found = (of("begin"), of("stmt_execute"), of("commit"));
         assert_eq!(found, (LIKES, executed * LIKES, LIKES), "{write:?}: BEGIN, statements, COMMIT");
         let pings = of("admin_commands");
-        assert!(pings == LIKES || write == WriteStrategy::Combining && pings < LIKES, "{write:?}: {pings} pings");
+        // The last ping of those before may be among them.
+        assert!((fewest..=LIKES + 1).contains(&pings), "{write:?}: {pings} pings");
         assert_eq!((of("rollback"), of("set_option")), (0, 0), "{write:?}");
         assert!(of("stmt_prepare") < 3, "{write:?}: statements are prepared once");
     }
@@ -148,31 +152,29 @@ async fn a_frozen_network_costs_those_who_wait_together_bounded_time() {
     let database = MariaDb::shared();
     let proxy = Proxy::start(database.port()).await;
     let url = database.database().await;
-    let options = StoreOptions {
-        write: WriteStrategy::Combining,
-        acquire_timeout: Duration::from_millis(800),
-        operation_timeout: Duration::from_millis(1_500),
-        max_connections: 4,
-        ..StoreOptions::default()
-    };
-    let store = open_with(&proxy.instead_of(&url), options).await;
+    let store = open_with(&proxy.instead_of(&url), StoreOptions { write: WriteStrategy::Combining, ..hasty() }).await;
     let watcher = open(&url, WriteStrategy::Pessimistic).await;
-    let post = new_post(&store).await;
+    let (post, frozen) = (new_post(&store).await, CancellationToken::new());
+    // A hundred at a time, until a hundred that were sent after the freeze have all succeeded.
     let likes = tokio::spawn({
-        let store = store.clone();
+        let (store, frozen) = (store.clone(), frozen.clone());
         async move {
             let mut outcomes = Vec::new();
-            for _ in 0..40 {
-                outcomes.extend(all(std::slice::from_ref(&store), vec![like(post); 100]).await);
+            loop {
+                let after = frozen.is_cancelled();
+                let hundred = all(std::slice::from_ref(&store), vec![like(post); 100]).await;
+                let over = after && hundred.iter().all(Result::is_ok);
+                outcomes.extend(hundred);
+                if over {
+                    return outcomes;
+                }
             }
-            outcomes
         }
     });
     eventually(|| async { if state(&watcher, post).await.1 > 300 { Ok(()) } else { Err("not yet") } }).await;
     proxy.freeze();
-    let frozen_at = Instant::now();
-    let outcomes = likes.await.unwrap();
-    assert!(frozen_at.elapsed() < Duration::from_secs(15), "{:?}", frozen_at.elapsed());
+    frozen.cancel();
+    let outcomes = tokio::time::timeout(PATIENCE, likes).await.expect("nobody waits for ever").unwrap();
     let counted = outcomes.iter().filter(|outcome| outcome.is_ok()).count() as u64;
     let unknown =
         outcomes.iter().filter(|outcome| matches!(outcome, Err(StoreError::OutcomeUnknown { .. }))).count() as u64;

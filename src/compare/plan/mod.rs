@@ -398,7 +398,8 @@ impl Plan {
                 std::fs::read_to_string(name).with_context(|| format!("cannot read the plan {name}"))?
             }
             None => bail!(
-                "there is no plan {name:?}; give quick, seed, full, faults, writes, incidents, kind or a file that ends in .toml"
+                "there is no plan {name:?}; give {} or a file that ends in .toml",
+                PRESETS.map(|(name, _)| name).join(", ")
             ),
         };
         let plan = Self::parse(&text).with_context(|| format!("the plan {name} is not usable"))?;

@@ -9,6 +9,7 @@ use pushlab::compare::stack::processes::{Guardian, Process};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::pod_process::PATIENCE;
 use crate::servers::program;
 
 /// The key under which WebDriver names an element.
@@ -32,7 +33,7 @@ impl Browser {
             Spawn { program: chromedriver, args: vec!["--port=0".into()], log, lines: true, ..Spawn::default() };
         let mut driver = guardian.spawn(spawn).await.unwrap();
         let port = loop {
-            let line = tokio::time::timeout(Duration::from_secs(20), driver.lines.recv()).await;
+            let line = tokio::time::timeout(PATIENCE, driver.lines.recv()).await;
             let line =
                 line.ok().flatten().unwrap_or_else(|| panic!("chromedriver says no port: {}", driver.log_tail()));
             if let Some((_, port)) = line.split_once("successfully on port ") {

@@ -9,6 +9,7 @@ use pushlab::compare::stack::guardian::Spawn;
 use pushlab::compare::stack::processes::{Guardian, Process};
 use serde_json::{Value, json};
 
+use crate::pod_process::PATIENCE;
 use crate::servers::{MariaDb, NatsServer};
 use browser::Browser;
 
@@ -124,7 +125,7 @@ impl Lab {
 
     /// Waits until the pods hold so many streams of each transport; how they share them.
     async fn streams_become(&self, each: u64) -> [(u64, u64); 2] {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let [a, b] = [self.streams(0).await, self.streams(1).await];
             if (a.0 + b.0, a.1 + b.1) == (each, each) {

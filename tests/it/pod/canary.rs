@@ -8,7 +8,7 @@ use crate::pod_process::PodProcess;
 use crate::servers::NatsServer;
 
 /// Waits until the canary has so many likes of this result on this transport.
-async fn sung(pods: &TestPods, transport: &str, result: &str) {
+pub(super) async fn sung(pods: &TestPods, transport: &str, result: &str) {
     let deadline = tokio::time::Instant::now() + super::PATIENCE;
     let labels = format!("result=\"{result}\",transport=\"{transport}\"");
     while pods.metric(0, "pushlab_canary_total", &labels).await < 0.5 {

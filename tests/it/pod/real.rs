@@ -83,7 +83,7 @@ async fn while_the_database_is_away_likers_are_told_and_nothing_is_counted() {
         becomes_ready(503).await;
         let (found, body, took) = problem(&a, post).await;
         assert_eq!((found, &body["status"]), (status, &json!(status)), "{how}: {body}");
-        assert!(took < Duration::from_secs(8), "{how}: {took:?}");
+        assert!(took < PATIENCE, "{how}: {took:?}");
         stomp.send(&format!("SEND\ndestination:/app/posts.{post}.like\nreceipt:{how}\n\n\0")).await;
         let reply = stomp.frame().await;
         assert_eq!((reply.command.as_str(), reply.header("status")), ("MESSAGE", "503"), "{how}: {reply:?}");
@@ -113,11 +113,11 @@ async fn while_nats_is_away_likes_succeed_and_are_seen_later() {
     a.like(0, post).await;
     assert_eq!(sse.json().await["likes"], 1);
     nats.kill();
+    let asked = Instant::now();
     for likes in 2..=30_u64 {
-        let asked = Instant::now();
         assert_eq!(a.like(0, post).await["likes"], likes);
-        assert!(asked.elapsed() < Duration::from_secs(2), "the broker is not on the way");
     }
+    assert!(asked.elapsed() < PATIENCE, "the broker is not on the way");
     a.like(0, quiet).await;
     // The edge goes on choosing the pods: whoever comes is served, also to a post that nobody watched.
     b.metric_becomes(0, "pushlab_broker_connected", "", 0.0).await;

@@ -1,12 +1,10 @@
 //! `--fanout relay`: a broker connection per STOMP session.
 
-use std::time::Duration;
-
 use pushlab::domain::PostId;
 use pushlab::store::{LikeRequest, LikeStore, StoreOptions};
 
-use super::TestPods;
 use super::client::{Sse, Stomp};
+use super::{PATIENCE, TestPods};
 use crate::servers::{MariaDb, NatsServer};
 
 async fn two(database: &str, nats: &str) -> (TestPods, TestPods) {
@@ -116,5 +114,5 @@ async fn without_the_broker_a_session_is_refused_and_no_other() {
     let mut sse = Sse::open(&b, 0, &format!("/posts/{post}/likes")).await;
     assert_eq!(sse.json().await["likes"], 0, "the hub serves");
     nats.start_again();
-    tokio::time::timeout(Duration::from_secs(20), Stomp::watching(b.addresses[0], post)).await.expect("served again");
+    tokio::time::timeout(PATIENCE, Stomp::watching(b.addresses[0], post)).await.expect("served again");
 }

@@ -14,6 +14,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_tungstenite::tungstenite::Message;
 
+use super::canary::sung;
 use super::{PATIENCE, TestPods};
 use crate::pod_process::PodProcess;
 
@@ -200,12 +201,7 @@ async fn a_probe_and_a_canary_go_through_tls_and_believe_no_certificate_they_can
 
     let singer = PodProcess::with(&["--canary", &url, "--canary-period", "1s"], &[("SSL_CERT_FILE", &roots)]);
     let singer = TestPods::of(&singer);
-    let deadline = tokio::time::Instant::now() + PATIENCE;
     for transport in ["sse", "stomp"] {
-        let seen = format!("result=\"seen\",transport=\"{transport}\"");
-        while singer.metric(0, "pushlab_canary_total", &seen).await < 0.5 {
-            assert!(tokio::time::Instant::now() < deadline, "no canary over {transport}");
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
+        sung(&singer, transport, "seen").await;
     }
 }
