@@ -9,11 +9,12 @@ use pushlab::broker::{Broker, BrokerOptions, BrokerTarget, LocalBus};
 use pushlab::domain::{Epoch, PostId, Update, Version};
 use pushlab::serve::likes::Likes;
 use pushlab::serve::watch::{JoinError, Joined, Position, Resumed, Sink, Watch, WatchOptions};
-use pushlab::store::{LikeRequest, LikeStore, StoreError, StoreOptions};
+use pushlab::store::{LikeRequest, LikeStore, StoreError, StoreOptions, WriteStrategy};
 use tokio::task::JoinSet;
 
 use crate::proxy::Proxy;
 use crate::servers::{MariaDb, NatsServer, until};
+use crate::store::patient;
 
 /// A pod without sockets.
 pub(crate) struct Pod {
@@ -83,7 +84,7 @@ fn repairs_off() -> WatchOptions {
 
 async fn mariadb() -> LikeStore {
     let url = MariaDb::shared().database().await;
-    LikeStore::connect(&url, StoreOptions { max_connections: 8, ..StoreOptions::default() }).await.unwrap()
+    LikeStore::connect(&url, StoreOptions { max_connections: 8, ..patient(WriteStrategy::default()) }).await.unwrap()
 }
 
 async fn new_post(store: &LikeStore) -> PostId {
@@ -101,7 +102,7 @@ async fn two_pods(store: &LikeStore, target: &BrokerTarget, options: WatchOption
 async fn embedded(options: WatchOptions) -> (tempfile::TempDir, Pod, Pod) {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite:{}", folder.path().join("likes.db").display());
-    let store = LikeStore::connect(&url, StoreOptions::default()).await.unwrap();
+    let store = LikeStore::connect(&url, patient(WriteStrategy::default())).await.unwrap();
     let target = BrokerTarget::Local(LocalBus::default());
     let (a, b) = two_pods(&store, &target, options).await;
     (folder, a, b)
