@@ -23,6 +23,10 @@ pub mod summary;
 /// A good history for tests to break.
 #[cfg(test)]
 pub(crate) mod synthetic;
+/// Whether a run counts.
+mod validity;
+/// The walk along the arrivals that they are taken from.
+mod walk;
 
 use std::collections::BTreeMap;
 
