@@ -205,6 +205,10 @@ impl IntoResponse for ApiError {
         if self.status() == 401 {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"pushlab\""));
         }
+        if matches!(self.status(), 408 | 413) {
+            // The rest of the body is not read, so nothing else may come over this connection (RFC 9112 §9.6).
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         if self.status() == 426 {
             headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         }

@@ -66,6 +66,7 @@ async fn every_refusal_is_problem_json() {
         assert_eq!(problem["status"], status, "{case}");
         assert_eq!(answered["x-pushlab-pod"], "pod-1", "{case}");
         assert_eq!(answered.contains_key("allow"), status == 405, "{case}");
+        assert_eq!(answered.get("connection").is_some_and(|value| value == "close"), status == 413, "{case}");
     }
     assert_eq!(pods.like(0, post).await["likes"], 1, "nothing of this was counted");
 }
